@@ -1,0 +1,150 @@
+"""Manifests: what lies beside every artifact and says what it is and from what it was made.
+
+A manifest is a JSON file with the keys
+
+- ``spec``: what the artifact depends on (see `provenance`);
+- ``files``: the artifact's files and their sha256; a store's files one by one;
+- ``inputs``: the manifests it was made from, relative to this one, and their digests;
+- ``facts``: counts, units, small results;
+- ``digest``: sha256 over ``files`` and ``facts``.
+
+It holds no time, host or commit, so an identical rebuild is identical, byte for byte.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from streamgauge.errors import StreamgaugeError
+
+KEYS = frozenset({"spec", "files", "inputs", "facts", "digest"})
+# written into output directories by the workflow engine; no part of an artifact
+IGNORED = frozenset({".snakemake_timestamp"})
+
+
+def write(
+    path: str | Path,
+    spec: str,
+    files: Sequence[str | Path],
+    inputs: Sequence[str | Path] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the manifest of a finished artifact, last and atomically.
+
+    Args:
+        path: the manifest's own path; `files` must lie in its folder or below.
+        spec: the artifact's spec.
+        files: the artifact's files; a folder stands for every file in it.
+        inputs: manifests of what it was made from.
+        facts: anything JSON can hold without loss.
+
+    Returns:
+        The manifest.
+    """
+    path = Path(path)
+    hashes = {name: _sha256(file) for name, file in _walk(path.parent, files)}
+    facts = dict(facts or {})
+    record = {
+        "spec": json.loads(spec),
+        "files": hashes,
+        "inputs": {
+            Path(os.path.relpath(source, path.parent)).as_posix(): read(source)["digest"]
+            for source in inputs
+        },
+        "facts": facts,
+        "digest": _digest(hashes, facts),
+    }
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    os.replace(scratch, path)
+    return record
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        StreamgaugeError: it is missing, is not JSON or lacks a key.
+    """
+    path = Path(path)
+    remedy = f"Remove {path} and run snakemake again."
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StreamgaugeError(
+            "no such manifest", where=str(path), remedy="Run snakemake to make it."
+        ) from None
+    except (ValueError, IsADirectoryError):
+        raise StreamgaugeError(
+            "not a manifest (not JSON)", where=str(path), remedy=remedy
+        ) from None
+    if not is_manifest(record):
+        raise StreamgaugeError("not a manifest", where=str(path), remedy=remedy)
+    return record
+
+
+def is_manifest(record: Any) -> bool:
+    """Whether a decoded JSON value has a manifest's keys."""
+    return isinstance(record, dict) and record.keys() == KEYS
+
+
+def problems(path: str | Path, tick: Callable[[int], None] | None = None) -> list[str]:
+    """Compare an artifact with its manifest, reading every byte.
+
+    Args:
+        path: the manifest.
+        tick: called with the number of bytes of every file read, for progress.
+
+    Returns:
+        One sentence each for a changed, missing or unexpected file, a manifest edited by hand and
+        an input that is gone or has been made anew since. Empty when all is well.
+
+    Raises:
+        StreamgaugeError: the manifest itself cannot be read.
+    """
+    path = Path(path)
+    record = read(path)
+    recorded = record["files"]
+    found = []
+    if record["digest"] != _digest(recorded, record["facts"]):
+        found.append("the manifest was edited by hand: its digest does not fit its content")
+    tops = sorted({name.split("/")[0] for name in recorded})
+    present = dict(_walk(path.parent, [path.parent / top for top in tops]))
+    for name in recorded:
+        if name not in present:
+            found.append(f"{name} is missing")
+        else:
+            if _sha256(present[name]) != recorded[name]:
+                found.append(f"{name} has changed since it was written")
+            if tick:
+                tick(present[name].stat().st_size)
+    found += [f"{name} does not belong to it" for name in present if name not in recorded]
+    for source, digest in record["inputs"].items():
+        try:
+            if read(path.parent / source)["digest"] != digest:
+                found.append(f"{source} has been made anew since")
+        except StreamgaugeError:
+            found.append(f"its input {source} is missing or unreadable")
+    return found
+
+
+def _walk(folder: Path, files: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
+    """Name (relative to `folder`) and path of every file, folders opened, in sorted order."""
+    for top in sorted(Path(file) for file in files):
+        below = (file for file in top.rglob("*") if file.is_file()) if top.is_dir() else [top]
+        for file in sorted(below):
+            if file.name not in IGNORED and file.is_file():
+                yield Path(os.path.relpath(file, folder)).as_posix(), file
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(files: Mapping[str, str], facts: Mapping[str, Any]) -> str:
+    body = json.dumps({"files": dict(files), "facts": facts}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(body.encode()).hexdigest()
