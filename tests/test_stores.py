@@ -1,0 +1,226 @@
+"""Stores open with plain xarray, resume by shard, and say what is wrong with them."""
+
+import errno
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamgauge import stores
+from streamgauge.errors import StreamgaugeError
+
+N, T, D = 300, 128, 8  # three shards of 128 sequences, the last one short
+
+
+def tree_digest(path):
+    h = hashlib.sha256()
+    for f in sorted(p for p in Path(path).rglob("*") if p.is_file()):
+        h.update(str(f.relative_to(path)).encode() + b"\0" + f.read_bytes())
+    return h.hexdigest()
+
+
+def values(dtype="float16"):
+    x = np.random.default_rng(0).standard_normal((N, T, D)).astype(np.float32)
+    if dtype == "bfloat16":
+        return (x.view(np.uint32) >> 16).astype(np.uint16)
+    return x.astype(dtype)
+
+
+def declare(path, dtype="float16"):
+    stores.create_activations(
+        path,
+        n_sequences=N,
+        n_positions=T,
+        d_model=D,
+        dtype=dtype,
+        layer=3,
+        hook_name="blocks.3.hook_resid_post",
+    )
+
+
+def fill(path, x, skip=()):
+    store = stores.Store(path, writable=True)
+    for i in range(0, N, 128):
+        if i // 128 not in skip:
+            store.write("activations", i, x[i : i + 128])
+    norm = np.ones((N, T), np.float32)
+    norm[5, 7] = 11.0
+    store.write("norm", 0, norm)
+    store.write_all("mean", np.stack([np.zeros(D), np.ones(D)]))
+    store.write_all("median_norm", 1.0)
+    store.write_all("sink_threshold", 10.0)
+
+
+@pytest.fixture
+def built(tmp_path):
+    final = tmp_path / "activations-train.zarr"
+    work = stores.scratch(final, "{}")
+    declare(work)
+    fill(work, values())
+    stores.commit(work, final)
+    return final
+
+
+def test_layout_is_whole_sequences_in_whole_chunks():
+    assert stores.rows_per_chunk_and_shard(128) == (16, 128)
+    assert stores.rows_per_chunk_and_shard(1000) == (2, 16)
+    assert stores.rows_per_chunk_and_shard(5000) == (1, 3)
+    assert stores.rows_per_chunk_and_shard(40000) == (1, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_activations_come_back_as_float32(tmp_path, dtype):
+    final = tmp_path / "a.zarr"
+    work = stores.scratch(final, "{}")
+    declare(work, dtype)
+    fill(work, values(dtype))
+    stores.commit(work, final)
+    store = stores.ActivationStore(final)
+    assert (store.n_sequences, store.n_positions, store.d_model) == (N, T, D)
+    assert (store.chunk_sequences, store.sink_threshold, store.dtype) == (16, 10.0, dtype)
+    got = store.read(120, 140)  # across a shard boundary
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, stores.decode(values(dtype))[120:140])
+    assert store.read(290, 400).shape == (10, T, D)
+    np.testing.assert_array_equal(store.mean("no_sink"), np.ones(D))
+    keep = store.keep(0, 10)
+    assert not keep[:, 0].any() and not keep[5, 7] and keep.sum() == 10 * (T - 1) - 1
+
+
+def test_bfloat16_decodes_as_torch_does():
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([1.0, -3.1415, 7e37, 1e-40, 0.0]).to(torch.bfloat16)
+    bits = x.view(torch.uint16).numpy()
+    np.testing.assert_array_equal(stores.decode(bits), x.float().numpy())
+
+
+def test_plain_xarray_opens_without_a_warning(built):
+    import xarray
+
+    (built / ".snakemake_timestamp").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ds = xarray.open_zarr(built)
+        other = xarray.open_zarr(built, consolidated=True)
+    assert dict(ds.sizes) == {"sequence": N, "position": T, "d_model": D, "token_set": 2}
+    assert ds.activations.dims == ("sequence", "position", "d_model")
+    assert ds.activations.attrs["units"] == "1" and ds.position.attrs["units"] == "token"
+    assert ds.attrs["hook_name"] == "blocks.3.hook_resid_post"
+    assert ds.activations.dtype == np.float16
+    np.testing.assert_array_equal(ds.activations.isel(sequence=150), values()[150])
+    np.testing.assert_array_equal(ds["mean"].sel(token_set="no_sink"), np.ones(D))
+    assert float(ds.sink_threshold) == 10.0
+    assert other.identical(ds)
+
+
+def test_same_content_same_bytes_in_any_order(tmp_path):
+    digests = set()
+    for k, order in enumerate([(0, 128, 256), (256, 0, 128)]):
+        work = stores.scratch(tmp_path / f"{k}.zarr", "{}")
+        for i in order:
+            declare(work)  # repeated by every writer
+            fill(work, values(), skip={0, 1, 2})
+            stores.Store(work, writable=True).write("activations", i, values()[i : i + 128])
+        stores.commit(work, tmp_path / f"{k}.zarr")
+        digests.add(tree_digest(tmp_path / f"{k}.zarr"))
+    assert len(digests) == 1
+
+
+def test_zeros_are_written_too(tmp_path):
+    work = stores.scratch(tmp_path / "z.zarr", "{}")
+    declare(work)
+    fill(work, np.zeros((N, T, D), np.float16))
+    assert stores.Store(work).missing("activations") == []
+
+
+def test_scratch_is_kept_for_the_same_spec_only(tmp_path):
+    final = tmp_path / "x.zarr"
+    work = stores.scratch(final, '{"a":1}')
+    assert work == tmp_path / ".x.zarr.partial"
+    (work / "shard").write_text("work")
+    assert (stores.scratch(final, '{"a":1}') / "shard").exists()
+    assert not (stores.scratch(final, '{"a":2}') / "shard").exists()
+
+
+def test_another_layout_under_the_same_spec_is_refused(tmp_path):
+    work = stores.scratch(tmp_path / "x.zarr", "{}")
+    declare(work, "float16")
+    with pytest.raises(StreamgaugeError, match=r"different layout.*Delete that directory"):
+        declare(work, "bfloat16")
+
+
+def test_commit_names_the_missing_shard_and_sweeps_up(tmp_path):
+    final = tmp_path / "x.zarr"
+    work = stores.scratch(final, "{}")
+    declare(work)
+    fill(work, values(), skip={1})
+    assert stores.Store(work).missing("activations") == [1]
+    with pytest.raises(StreamgaugeError, match=r"'activations' lacks 1 of 3 shards.*shard 1"):
+        stores.commit(work, final)
+    assert not final.exists()
+    stores.Store(work, writable=True).write("activations", 128, values()[128:256])
+    stray = work / "activations/c/1/0/0.0123.partial"
+    stray.write_bytes(b"half")
+    final.mkdir()
+    (final / "old").touch()
+    stores.commit(work, final)
+    assert not work.exists()
+    left = {p.name for p in final.rglob("*")}
+    assert not left & {"old", "spec.json", stray.name}
+
+
+def test_partial_shards_cannot_be_written(tmp_path):
+    work = stores.scratch(tmp_path / "x.zarr", "{}")
+    declare(work)
+    with pytest.raises(ValueError, match="whole shards"):
+        stores.Store(work, writable=True).write("activations", 0, values()[:16])
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "index"])
+def test_a_damaged_shard_is_named(built, damage):
+    shard = built / "activations/c/1/0/0"
+    data = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "truncated":
+        shard.write_bytes(data[: len(data) // 2])
+    else:
+        shard.write_bytes(data[:-4] + b"\0\0\0\0")
+    store = stores.ActivationStore(built)
+    store.read(0, 128)
+    with pytest.raises(StreamgaugeError, match=r"shard 1 of array 'activations'") as caught:
+        store.read(100, 140) if damage != "index" else store.read(130, 140)
+    assert str(built) in str(caught.value) and "streamgauge verify" in str(caught.value)
+    assert "activations-train.json" in str(caught.value)
+
+
+def test_no_store_and_no_metadata(built, tmp_path):
+    with pytest.raises(StreamgaugeError, match="does not exist"):
+        stores.ActivationStore(tmp_path / "nowhere.zarr")
+    (built / "zarr.json").write_text("{")
+    with pytest.raises(StreamgaugeError, match="not a readable store"):
+        stores.ActivationStore(built)
+    empty = tmp_path / "tokens.zarr"
+    stores.store_tokens(empty, "{}", np.ones((2, 4)), np.ones((2, 4)))
+    with pytest.raises(StreamgaugeError, match="no array 'activations'"):
+        stores.ActivationStore(empty)
+
+
+def test_tokens_round_trip(tmp_path):
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 50000, (5000, 16), dtype=np.int32)
+    document = np.sort(rng.integers(0, 99, (5000, 16), dtype=np.int32), axis=None).reshape(5000, 16)
+    stores.store_tokens(tmp_path / "tokens-train.zarr", "{}", tokens, document)
+    got = stores.read_tokens(tmp_path / "tokens-train.zarr")
+    np.testing.assert_array_equal(got[0], tokens)
+    np.testing.assert_array_equal(got[1], document)
+    assert got[0].dtype == got[1].dtype == np.int32
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
+def test_refusals_to_write_are_one_readable_error(code):
+    with pytest.raises(StreamgaugeError, match=r"results/x: cannot write: .*run again; what was"):
+        with stores.writing("results/x"):
+            raise OSError(code, "refused")
