@@ -1,0 +1,221 @@
+"""Reconstruction and behaviour metrics: every formula once, on arrays already in memory.
+
+Definitions follow the framework summary and the posts on the proxy gap. Euclidean functions take
+activations ``a`` and reconstructions ``a_hat`` of one shape ``(..., d)`` as NumPy arrays or torch
+tensors (any device, any float dtype); all sums run in float64. The ``*_per_token`` helpers are the
+formulas themselves: streaming passes sum them batch by batch and get the numbers the functions
+on whole arrays give.
+"""
+
+import math
+
+import numpy as np
+
+from streamgauge.errors import StreamgaugeError
+
+#: Keeps the relative error of an all-zero activation finite, as the source defines it.
+RELATIVE_ERROR_EPS = 1e-10
+
+
+def _float64(x):
+    """`x` in float64: torch stays on its device unless that device has no float64 (MPS)."""
+    if hasattr(x, "double"):
+        return (x.cpu() if x.device.type == "mps" else x).double()
+    return np.asarray(x, dtype=np.float64)
+
+
+def squared_norm_per_token(a):
+    """‖a_t‖² for every token: shape ``(...,)`` from ``(..., d)``, float64."""
+    a = _float64(a)
+    return (a * a).sum(-1)
+
+
+def squared_error_per_token(a, a_hat):
+    """‖a_t − â_t‖² for every token, float64. With a mean in place of `a_hat`: the terms of SST."""
+    return squared_norm_per_token(_float64(a) - _float64(a_hat))
+
+
+def dot_per_token(a, a_hat):
+    """a_t·â_t for every token, float64."""
+    return (_float64(a) * _float64(a_hat)).sum(-1)
+
+
+def cosine_per_token(a, a_hat):
+    """a_t·â_t / (‖a_t‖‖â_t‖) for every token; 0 where either vector is zero."""
+    norms = (squared_norm_per_token(a) * squared_norm_per_token(a_hat)) ** 0.5
+    return dot_per_token(a, a_hat) / (norms + (norms == 0))
+
+
+def relative_error_per_token(a, a_hat):
+    """‖a_t − â_t‖ / (‖a_t‖ + 1e-10) for every token."""
+    return squared_error_per_token(a, a_hat) ** 0.5 / (
+        squared_norm_per_token(a) ** 0.5 + RELATIVE_ERROR_EPS
+    )
+
+
+def _checked(a, a_hat):
+    a, a_hat = _float64(a), _float64(a_hat)
+    if a.shape != a_hat.shape or a.ndim < 2:
+        raise StreamgaugeError(
+            f"activations {tuple(a.shape)} and reconstructions {tuple(a_hat.shape)} do not match",
+            remedy="Pass two arrays of one shape (tokens, d_model).",
+        )
+    return a.reshape(-1, a.shape[-1]), a_hat.reshape(-1, a.shape[-1])
+
+
+def r_squared(a, a_hat, mean=None) -> float:
+    """R² = 1 − SSE/SST, a ratio of totals over all tokens.
+
+    SSE = Σ‖a−â‖², SST = Σ‖a−mean‖² with one global mean *vector*, so predicting the mean scores 0
+    and a constant bias is not forgiven.
+
+    Args:
+        a, a_hat: shape ``(..., d)``.
+        mean: the global mean, shape ``(d,)``; the mean of `a` when not given.
+
+    Returns:
+        R², dimensionless; NaN when SST is 0.
+    """
+    a, a_hat = _checked(a, a_hat)
+    mean = a.mean(0) if mean is None else _float64(mean)
+    sse = float(squared_error_per_token(a, a_hat).sum())
+    sst = float(squared_error_per_token(a, mean).sum())
+    return 1 - sse / sst if sst else math.nan
+
+
+def mse(a, a_hat) -> float:
+    """MSE = SSE/(N·d), the mean over tokens and coordinates."""
+    a, a_hat = _checked(a, a_hat)
+    return float(squared_error_per_token(a, a_hat).mean()) / a.shape[-1]
+
+
+def nmse(a, a_hat, mean=None) -> float:
+    """NMSE = SSE/SST = 1 − R² (see `r_squared` for the mean)."""
+    return 1 - r_squared(a, a_hat, mean)
+
+
+def cosine(a, a_hat) -> float:
+    """Mean over tokens of a·â/(‖a‖‖â‖); a token where either vector is zero counts as 0."""
+    return float(cosine_per_token(*_checked(a, a_hat)).mean())
+
+
+def relative_error(a, a_hat) -> float:
+    """Mean over tokens of ‖a−â‖/(‖a‖+1e-10)."""
+    return float(relative_error_per_token(*_checked(a, a_hat)).mean())
+
+
+def ce_rec(l_orig, l_recon, how: str = "mean_of_ratios", weights=None) -> float:
+    """Cross-entropy recovery from per-sequence losses.
+
+    Args:
+        l_orig, l_recon: next-token cross-entropy of each sequence in nats, clean and with the
+            hook point replaced by the reconstruction; shape ``(sequences,)``.
+        how: ``"mean_of_ratios"`` is the mean of 2 − L_recon/L_orig (as published);
+            ``"ratio_of_totals"`` is 2 − ΣL_recon/ΣL_orig.
+        weights: predicted positions of each sequence, used by ``"ratio_of_totals"`` so that the
+            totals run over tokens; equal weights when not given.
+
+    Returns:
+        CE_rec, dimensionless; 1 when nothing is lost. [1, 4] and [3, 4] give 0.0 and 0.6.
+    """
+    l_orig, l_recon = np.asarray(l_orig, np.float64), np.asarray(l_recon, np.float64)
+    if how == "mean_of_ratios":
+        return float(np.mean(2 - l_recon / l_orig))
+    if how == "ratio_of_totals":
+        weights = np.ones_like(l_orig) if weights is None else np.asarray(weights, np.float64)
+        return float(2 - np.sum(weights * l_recon) / np.sum(weights * l_orig))
+    raise StreamgaugeError(
+        f"ce_rec has no aggregate '{how}'", remedy="Use 'mean_of_ratios' or 'ratio_of_totals'."
+    )
+
+
+def ce_loss_score(l_orig, l_recon, l_ablated, weights=None) -> float:
+    """(L_abl − L_recon)/(L_abl − L_orig) of the mean losses, as SAELens scores it.
+
+    Args:
+        l_orig, l_recon, l_ablated: losses in nats, per sequence or already aggregated.
+        weights: predicted positions of each sequence (SAELens averages over tokens); equal when
+            not given.
+
+    Returns:
+        1 when the reconstruction costs nothing, 0 when it is as bad as the ablation.
+    """
+    orig, recon, ablated = (
+        np.average(np.atleast_1d(np.asarray(x, np.float64)), weights=weights)
+        for x in (l_orig, l_recon, l_ablated)
+    )
+    return float((ablated - recon) / (ablated - orig))
+
+
+def rate_bits_per_token(d_sae: int, k: int, bits_per_value: float = 8) -> float:
+    """Primary rate log2 C(d_sae, k) + bits_per_value·k, in bits/token.
+
+    d_sae=16384, k=8 gives 160.70.
+    """
+    if not 0 <= k <= d_sae:
+        raise StreamgaugeError(
+            f"{k} of {d_sae} latents cannot be active", remedy="Choose k between 0 and d_sae."
+        )
+    return math.log2(math.comb(d_sae, k)) + bits_per_value * k
+
+
+def entropy_rate_bits(firing_rates, bits_per_value: float = 8):
+    """Empirical rate Σ_i H_b(p_i) + bits_per_value·L0, in bits/token.
+
+    Args:
+        firing_rates: p_i, the share of tokens on which latent i is non-zero; shape ``(..., m)``.
+            L0 = Σ_i p_i.
+
+    Returns:
+        Shape ``(...,)``.
+    """
+    p = np.asarray(firing_rates, np.float64)
+    q = 1 - p
+    # p·log2 p → 0 at p = 0: the logarithm is taken of 1 there
+    bits = -p * np.log2(np.where(p > 0, p, 1)) - q * np.log2(np.where(q > 0, q, 1))
+    return bits.sum(-1) + bits_per_value * p.sum(-1)
+
+
+def log_probabilities(logits):
+    """log softmax over the last axis in float32 (float64 stays float64); torch, same device."""
+    import torch
+
+    logits = torch.as_tensor(logits)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def cross_entropy_per_position(log_q, labels):
+    """−log q(label) in nats.
+
+    Args:
+        log_q: log-probabilities ``(..., V)``, from `log_probabilities`.
+        labels: token ids ``(...,)``, int64.
+    """
+    return -_float64(log_q.gather(-1, labels[..., None])[..., 0])
+
+
+def kl_per_position(log_p, log_q):
+    """KL(p‖q) = Σ p (log p − log q) in nats for every position.
+
+    Args:
+        log_p, log_q: log-probabilities ``(..., V)``, from `log_probabilities`; the terms are
+            formed in their precision and summed in float64.
+    """
+    import torch
+
+    p = log_p.exp()
+    # a token with p = 0 contributes nothing, also when its log-probability is −inf
+    terms = torch.where(p > 0, p * (log_p - log_q), 0)
+    if terms.device.type == "mps":
+        terms = terms.cpu()
+    return terms.sum(-1, dtype=torch.float64)
+
+
+def kl_from_logits(logits, logits_patched) -> float:
+    """Mean over positions of KL(clean‖patched) of the next-token distribution, in nats.
+
+    Args:
+        logits, logits_patched: shape ``(..., V)``; NumPy or torch.
+    """
+    log_p, log_q = log_probabilities(logits), log_probabilities(logits_patched)
+    return float(kl_per_position(log_p, log_q).mean())
