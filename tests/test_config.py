@@ -1,0 +1,289 @@
+"""The configuration: what is legal, what each fault is called, and that nothing else escapes."""
+
+import copy
+import re
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamgauge import config
+from streamgauge.errors import StreamgaugeError
+
+STAGES = ["harvest", "spectra", "sae", "evaluate", "statistics", "figures"]
+
+
+@pytest.fixture(scope="module")
+def base(request):
+    return config.load([request.config.rootpath / "config.yaml"])
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text, name="c.yaml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def overlaid(base, text):
+    return config._merge(base, yaml.safe_load(text))
+
+
+def mappings(schema, path=""):
+    """Every mapping schema that lists its keys, with where it is."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "object" and "allOf" not in schema:
+            yield path, schema
+        for key, child in schema.items():
+            yield from mappings(child, f"{path}/{key}")
+
+
+# --- schema and config.yaml agree ---------------------------------------------------------------
+def test_default_config_is_valid_and_complete(base):
+    """Filling in defaults adds nothing: config.yaml shows every key at its default."""
+    valid = config.validate(base)
+    for stage in STAGES:
+        assert set(valid[stage]) == set(base[stage]), stage
+    assert valid == config.validate(valid)
+    assert set(valid) == set(base) == set(config.load_schema()["properties"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_defaults_equal_config_yaml(base, stage):
+    """A study without the block is the study config.yaml shows."""
+    without = {key: value for key, value in base.items() if key != stage}
+    assert config.validate(without)[stage] == config.validate(base)[stage]
+
+
+def test_commented_alternatives_are_valid(base, request):
+    """The examples in config.yaml's comments are legal blocks as they stand."""
+    text = (request.config.rootpath / "config.yaml").read_text()
+    comments = re.findall(r"^  # (?: *)(.*)$", text, re.M)
+    joined = "\n".join(comments)
+    found = {name: body for name, body in re.findall(r"([a-z0-9-]+): (\{[^{}]*\})", joined)}
+    assert set(found) == {"pythia-70m", "mine", "notes", "pile"}
+    overlay = {"subjects": {}, "corpora": {}}
+    for name, body in found.items():
+        block = yaml.safe_load(body)
+        overlay["corpora" if "context_length" in block else "subjects"][name] = block
+    config.validate(config._merge(base, overlay))
+
+
+def test_schema_is_strict_and_documented():
+    from jsonschema import Draft202012Validator
+
+    schema = config.load_schema()
+    Draft202012Validator.check_schema(schema)
+    assert schema["$schema"].endswith("2020-12/schema")
+    for path, mapping in mappings(schema):
+        assert mapping.get("additionalProperties") is False, path
+        for key, child in mapping.get("properties", {}).items():
+            described = child.get("description") or "$ref" in child
+            assert described, f"{path}/{key} has no description"
+
+
+# --- reading and merging ------------------------------------------------------------------------
+def test_overlays_merge_mappings_and_replace_lists(written):
+    first = written("grid: {k: [8, 32], seeds: [0]}\nsae: {lr: auto}\n", "a.yaml")
+    second = written("grid: {k: [64]}\nsae: {clip: 1.0}\n", "b.yaml")
+    assert config.load([first, second]) == {
+        "grid": {"k": [64], "seeds": [0]},
+        "sae": {"lr": "auto", "clip": 1.0},
+    }
+    assert config.load([written("", "empty.yaml")]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sae: {lr: 1, clip: 2, lr: 3}", r"c\.yaml:1: .*key lr is given twice"),
+        ("a: 1\nb: 2\na: 3\n", r"c\.yaml:3: .*key a is given twice"),
+        ("a: !!python/object/apply:os.system [echo]", r"c\.yaml:1: .*tag .* is not allowed"),
+        ("a: !!set {b}", "tag .* is not allowed"),
+        ("a: [1, 2", "not a usable configuration"),
+        ("a: 2020-99-99", "not a usable configuration"),
+        ("- a\n- b\n", "holds a list at the top"),
+        ("[" * 5000, "not a usable configuration"),
+        ("? [a]\n: b", "not a usable configuration"),
+    ],
+)
+def test_unusable_files_are_one_clear_error(written, text, says):
+    with pytest.raises(StreamgaugeError, match=says):
+        config.load([written(text)])
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(StreamgaugeError, match=r"nowhere\.yaml: cannot be read"):
+        config.load([tmp_path / "nowhere.yaml"])
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(StreamgaugeError, match="not UTF-8"):
+        config.load([tmp_path / "bytes.yaml"])
+
+
+def test_anchors_may_be_shared_but_not_circular(base, written):
+    shared = config.load([written("x: &a {k: 1}\ny: *a\nz: {<<: *a, l: 2}")])
+    assert shared["z"] == {"k": 1, "l": 2}
+    circular = config._merge(base, config.load([written("sae: &s {lr: *s}")]))
+    with pytest.raises(StreamgaugeError, match="nested without end"):
+        config.validate(circular)
+
+
+# --- each fault is named ------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("overlay", "says"),
+    [
+        ("sae: {lrr: 1}", ["sae.lrr is not a key", "warmup_steps", "nearest: lr"]),
+        ("lr: 3", ["lr is not a key", "lr belongs to sae"]),
+        ("grid: {objective: [mse]}", ["grid.objective", "nearest: objectives"]),
+        ("figures: {pr_canyn: {}}", ["figures.pr_canyn", "nearest: pr_canyon"]),
+        ("sae: {trainer: nativ}", ["sae.trainer is 'nativ'", "native, saelens", "nearest: native"]),
+        ("device: gpu", ["device is 'gpu'", "auto, cpu, cuda, mps"]),
+        ("grid: {k: [8, 0]}", ["grid.k[1] is 0", "≥ 1"]),
+        ("grid: {k: [8, true]}", ["grid.k[1] is true", "a whole number"]),
+        ("grid: {k: [8, 8.0]}", ["grid.k lists 8 twice"]),
+        ("grid: {k: []}", ["grid.k is empty"]),
+        ("grid: {k: 8}", ["grid.k is 8", "a list"]),
+        ("grid: {layers: {smollm2-135m: [-1]}}", ["grid.layers.smollm2-135m[0] is -1", "≥ 0"]),
+        ("grid: {layers: {smollm: [1]}}", ["grid.layers.smollm", "subjects does not define"]),
+        ("grid: {subjects: [smollm2-135]}", ["grid.subjects[0]", "nearest: smollm2-135m"]),
+        ("grid: {corpora: [pile]}", ["grid.corpora[0] is 'pile'", "corpora does not define"]),
+        ("grid: {tokens: [200000, 100]}", ["grid.tokens[1] is 100", "sae.batch_size"]),
+        ("sae: {pool_tokens: 512}", ["sae.pool_tokens is 512", "sae.batch_size"]),
+        ("sae: {lr: 0}", ["sae.lr is 0.0", "auto or a number > 0"]),
+        ("sae: {lr: Auto}", ["sae.lr is 'Auto'", "nearest: auto"]),
+        ("sae: {lr: .nan}", ["sae.lr is nan", "finite"]),
+        ("sae: null", ["sae is null", "a mapping"]),
+        ("sae: {clip: 2020-01-01}", ["sae.clip", "date"]),
+        ("sae: {1: 2}", ["sae.1", "put 1 in quotes"]),
+        ("statistics: {confidence: 95}", ["statistics.confidence is 95.0", "> 0 and < 1"]),
+        ("study: ../up", ["study is '../up'", "beginning with a letter or a digit"]),
+        ('study: "demo\\n"', ["study is 'demo\\n'"]),
+        ("subjects: {a/b: {source: gguf}}", ["subjects: 'a/b' is not a usable name"]),
+        ("subjects: {.x: {source: gguf}}", ["subjects: '.x' is not a usable name"]),
+        ("subjects: {studies: {source: local, path: p}}", ["subjects.studies", "taken"]),
+        ("corpora: {model: {source: text}}", ["corpora.model: the name", "taken"]),
+        ("subjects: {x: {}}", ["subjects.x.source is missing", "huggingface, local, gguf"]),
+        ("subjects: {x: {source: ggf}}", ["subjects.x.source is 'ggf'", "nearest: gguf"]),
+        ("subjects: {x: {source: local}}", ["subjects.x.path is missing"]),
+        ("subjects: {x: {source: local, path: p, repo: r}}", ["subjects.x.repo is not a key"]),
+        ("subjects: {x: {source: gguf}}", ["subjects.x needs exactly one of (path) or (package"]),
+        ("subjects: {x: {source: gguf, package: p}}", ["subjects.x.file is missing"]),
+        (
+            "corpora: {x: {source: text, paths: [a], context_length: 8, train_sequences: 4,"
+            " eval_sequences: 2, eval_fraction: 1}}",
+            ["corpora.x.eval_fraction is 1.0", "> 0 and < 1"],
+        ),
+    ],
+)
+def test_fault_is_named(base, overlay, says):
+    with pytest.raises(StreamgaugeError) as caught:
+        config.validate(overlaid(base, overlay), where="studies/mine.yaml")
+    text = str(caught.value)
+    assert text.startswith("studies/mine.yaml: ")
+    for words in says:
+        assert words in text, text
+
+
+def test_missing_layers_entry(base):
+    broken = copy.deepcopy(base)
+    broken["subjects"]["other"] = {"source": "local", "path": "p"}
+    broken["grid"]["subjects"].append("other")
+    with pytest.raises(StreamgaugeError, match=r"grid\.layers\.other is missing"):
+        config.validate(broken)
+
+
+def test_all_faults_are_listed_at_once(base):
+    overlay = "{sae: {lrr: 1, eps: -1}, grid: {subjects: [nobody]}, device: tpu}"
+    with pytest.raises(StreamgaugeError) as caught:
+        config.validate(overlaid(base, overlay))
+    text = str(caught.value)
+    assert text.count("\n  - ") == 5  # the subject is undefined and has no layers: two
+    for words in ("sae.lrr", "sae.eps is -1.0", "grid.subjects[0]", "device is 'tpu'"):
+        assert words in text
+
+
+def test_numbers_take_one_form(base):
+    """YAML 1.1 reads 1e-4 as text, and 5 and 5.0 must not give two specs."""
+    overlay = "{sae: {lr: 1e-4, clip: 1, eps: '1e-8'}, grid: {tokens: [2e5, 300000.0]}}"
+    valid = config.validate(overlaid(base, overlay))
+    assert valid["sae"]["lr"] == 1e-4 and valid["sae"]["eps"] == 1e-8
+    assert valid["sae"]["clip"] == 1.0 and isinstance(valid["sae"]["clip"], float)
+    assert valid["grid"]["tokens"] == [200000, 300000]
+    assert all(isinstance(tokens, int) for tokens in valid["grid"]["tokens"])
+
+
+def test_digits_stay_text_where_text_is_asked_for(base):
+    valid = config.validate(overlaid(base, "{study: '2024', figures: {pr_canyon: {title: '7'}}}"))
+    assert valid["study"] == "2024" and valid["figures"]["pr_canyon"]["title"] == "7"
+
+
+def test_validate_leaves_its_argument_alone(base):
+    before = copy.deepcopy(base)
+    given_config = overlaid(base, "sae: {lr: 1e-4}")
+    kept = copy.deepcopy(given_config)
+    config.validate(given_config)
+    assert given_config == kept and base == before
+
+
+# --- nothing but a valid config or a StreamgaugeError -------------------------------------------
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["auto", "1e-4", "1e999", "mse", "gguf", "local", "text", "studies", "a\n"]),
+    st.dates(),
+    st.binary(max_size=3),
+)
+keys = st.one_of(
+    st.sampled_from(["source", "path", "k", "lr", "layers", "title", "smollm2-135m", "eps"]),
+    st.text(max_size=4),
+    st.integers(),
+    st.none(),
+)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def outcome(candidate):
+    try:
+        valid = config.validate(candidate)
+    except StreamgaugeError as error:
+        assert str(error).startswith("config.yaml: ")
+        return
+    assert config.validate(valid) == valid
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(anything)
+def test_any_object_is_valid_or_refused(candidate):
+    outcome(candidate)
+
+
+def _paths(node, path=()):
+    yield path
+    for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(child, dict | list):
+            yield from _paths(child, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_any_single_replacement_is_valid_or_refused(base, data):
+    candidate = copy.deepcopy(base)
+    path = data.draw(st.sampled_from([p for p in _paths(base) if p]))
+    parent = candidate
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = data.draw(anything)
+    outcome(candidate)
