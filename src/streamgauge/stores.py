@@ -1,97 +1,39 @@
-"""Zarr stores that are written shard by shard, resumed, and renamed when whole.
+"""The stores of the pipeline: activations of a layer, token rows.
 
-Every store is a Zarr v3 group with named dimensions, coordinates and units, uncompressed, with
-consolidated metadata, so that ``xarray.open_zarr(path)`` opens it as it lies. Large arrays are
-cut along their first dimension only: chunks of about 2,048 tokens (what is read at once) inside
-shards of about 16,384 tokens (one file, what is written at once).
-
-A shard file appears under its own name only when it is whole, so an existing shard is a
-finished one: resuming is skipping, and any number of processes may write disjoint shards.
+How a store is written, resumed and committed is in `zarr_store`, whose names are found here too.
+Arrays over tokens are cut into chunks of about 2,048 tokens (what is read at once) inside shards
+of about 16,384 (one file, what is written at once), both of whole sequences.
 """
 
-import contextlib
-import errno
-import json
-import math
-import os
-import shutil
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import zarr
-from zarr.storage import MemoryStore
 
-from streamgauge.errors import StreamgaugeError
+from streamgauge.zarr_store import Array, Store, commit, create, scratch, writing
+
+__all__ = [
+    "SINK_FACTOR",
+    "TOKEN_SETS",
+    "ActivationStore",
+    "Array",
+    "Store",
+    "commit",
+    "create",
+    "create_activations",
+    "decode",
+    "no_sink",
+    "read_tokens",
+    "rows_per_chunk_and_shard",
+    "scratch",
+    "store_tokens",
+    "writing",
+]
 
 TOKENS_PER_CHUNK = 2048
 TOKENS_PER_SHARD = 16384
 TOKEN_SETS = ("all", "no_sink")
 # a token whose norm exceeds this many medians is a sink (DEFINITIONS, "Tokens")
 SINK_FACTOR = 10.0
-
-_SPEC = "spec.json"
-_BFLOAT16 = {
-    "stored_as": "bfloat16",
-    "decoding": "bit patterns as uint16; shifted left by 16 they are the float32 values",
-}
-_COORDINATE_ATTRIBUTES = {
-    "sequence": {"units": "row", "long_name": "row of token ids"},
-    "position": {"units": "token", "long_name": "position in the row"},
-    "token_set": {"long_name": "tokens counted: all, or without position 0 and norm sinks"},
-}
-_REMEDIES = {
-    errno.ENOSPC: "Free space on that file system and run again",
-    errno.EDQUOT: "Free space within the quota and run again",
-    errno.EFBIG: "Raise the file size limit (ulimit -f) and run again",
-    errno.EACCES: "Make the directory writable for this user and run again",
-    errno.EPERM: "Make the directory writable for this user and run again",
-    errno.EROFS: "Write to a file system that is not read-only and run again",
-    errno.ENOTDIR: "Move away the file that lies where a directory belongs and run again",
-    errno.EEXIST: "Move away the file that lies where a directory belongs and run again",
-}
-
-
-@dataclass(frozen=True)
-class Array:
-    """One array of a store.
-
-    Attributes:
-        name: its name in the group.
-        dims: dimension names, one for each axis.
-        shape: sizes.
-        dtype: a NumPy name, or ``"bfloat16"`` (kept as uint16 bit patterns).
-        units: e.g. ``"1"`` for numbers without a unit.
-        description: shown as ``long_name``.
-        chunk: rows of the first axis in a chunk; None means one chunk for everything.
-        shard: rows of the first axis in a shard, a multiple of `chunk`; None means no shards.
-    """
-
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    units: str
-    description: str
-    chunk: int | None = None
-    shard: int | None = None
-    attributes: Mapping = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def writing(path: Path | str) -> Iterator[None]:
-    """Turn an operating system's refusal to write below `path` into one readable error."""
-    try:
-        yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno, "Put that right and run again")
-        raise StreamgaugeError(
-            f"cannot write: {error.strerror or error}",
-            where=str(error.filename or path),
-            remedy=f"{remedy}; what was already written below {path} is kept and resumed.",
-        ) from error
 
 
 def rows_per_chunk_and_shard(n_positions: int) -> tuple[int, int]:
@@ -101,254 +43,6 @@ def rows_per_chunk_and_shard(n_positions: int) -> tuple[int, int]:
     """
     chunk = max(1, TOKENS_PER_CHUNK // n_positions)
     return chunk, chunk * max(1, TOKENS_PER_SHARD // (chunk * n_positions))
-
-
-def scratch(final: Path | str, spec: str) -> Path:
-    """The directory in which `final` is being made: ``.{name}.partial`` beside it.
-
-    An earlier attempt's directory is kept when it was begun for the same `spec` (the canonical
-    JSON string of the artifact) and removed otherwise.
-
-    Raises:
-        StreamgaugeError: the directory cannot be made or replaced.
-    """
-    final = Path(final)
-    path = final.with_name(f".{final.name}.partial")
-    mark = path / _SPEC
-    with writing(path):
-        if path.is_dir() and not (mark.is_file() and mark.read_text() == spec):
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        if not mark.is_file():
-            _replace(mark, spec.encode())
-    return path
-
-
-def create(
-    path: Path | str,
-    arrays: Sequence[Array],
-    coordinates: Mapping[str, Sequence],
-    attributes: Mapping | None = None,
-) -> None:
-    """Declare a store: metadata and coordinates, no data. Safe to repeat and to race.
-
-    Args:
-        path: the store's directory (a scratch directory).
-        arrays: the data arrays.
-        coordinates: values of the named dimensions that have any.
-        attributes: of the group, JSON values.
-
-    Raises:
-        StreamgaugeError: `path` already declares something else, or cannot be written.
-    """
-    path = Path(path)
-    # built in memory first: the same bytes whoever writes them, and each file whole at once
-    files = {}
-    group = zarr.create_group(MemoryStore(files), attributes=dict(attributes or {}))
-    for array in arrays:
-        stored = "uint16" if array.dtype == "bfloat16" else array.dtype
-        extra = _BFLOAT16 if array.dtype == "bfloat16" else {}
-        group.create_array(
-            array.name,
-            shape=array.shape,
-            chunks=_grid(array, array.chunk),
-            shards=_grid(array, array.shard) if array.shard else None,
-            dtype=stored,
-            compressors=None,
-            dimension_names=array.dims,
-            attributes={
-                "units": array.units,
-                "long_name": array.description,
-                **extra,
-                **array.attributes,
-            },
-        )
-    for name, values in coordinates.items():
-        text = isinstance(values[0], str)
-        values = np.asarray(values, dtype=object if text else np.int32)
-        group.create_array(
-            name,
-            shape=values.shape,
-            chunks=values.shape,
-            dtype="string" if text else "int32",
-            compressors=None,
-            config={"write_empty_chunks": True},
-            dimension_names=(name,),
-            attributes=_COORDINATE_ATTRIBUTES.get(name, {}),
-        )[:] = values
-    with warnings.catch_warnings():
-        # zarr says that consolidated metadata is an extension of the v3 format; it is what lets
-        # xarray open the store silently and without listing foreign files lying in it
-        warnings.simplefilter("ignore")
-        zarr.consolidate_metadata(group.store)
-    with writing(path):
-        for key in sorted(files):
-            data = files[key].to_bytes()
-            if key.endswith("zarr.json"):
-                data = json.dumps(json.loads(data), indent=1, sort_keys=True).encode()
-            target = path / key
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _replace(target, data)
-            elif target.read_bytes() != data:
-                raise StreamgaugeError(
-                    "was begun with a different layout",
-                    where=str(path),
-                    remedy="Delete that directory and run again.",
-                )
-
-
-def commit(scratch: Path | str, final: Path | str) -> None:
-    """Give a whole store its final name.
-
-    Removes what a killed writer left behind (``*.partial``) and the spec, replaces whatever lay
-    at `final`.
-
-    Raises:
-        StreamgaugeError: a shard is missing or short, naming array and shard; or `final` cannot
-            be written.
-    """
-    scratch, final = Path(scratch), Path(final)
-    store = Store(scratch)
-    for name in store.names:
-        missing = store.missing(name)
-        if missing:
-            raise StreamgaugeError(
-                f"array '{name}' lacks {len(missing)} of {store.n_shards(name)} shards, the first"
-                f" of them shard {missing[0]}",
-                where=str(scratch),
-                remedy="Run the stage again: it writes the missing shards only.",
-            )
-    with writing(final):
-        for stray in scratch.rglob("*.partial"):
-            stray.unlink()
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(scratch, final)
-        # only now: until the rename, the spec is what saves the work from a restart
-        (final / _SPEC).unlink(missing_ok=True)
-
-
-class Store:
-    """A store on disk, whole or being written.
-
-    Args:
-        path: its directory.
-        writable: open for `write` too.
-
-    Raises:
-        StreamgaugeError: there is no readable store at `path`.
-    """
-
-    def __init__(self, path: Path | str, writable: bool = False):
-        self.path = Path(path)
-        try:
-            self._group = zarr.open_group(self.path, mode="r+" if writable else "r")
-            self.names = sorted(self._group.metadata.consolidated_metadata.metadata)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = (
-                "is not a readable store" if self.path.exists() else "this store does not exist"
-            )
-            raise StreamgaugeError(problem, where=str(path), remedy=_remake(self.path)) from error
-        self._arrays = {}
-        self.attributes = dict(self._group.attrs)
-
-    def array(self, name: str) -> zarr.Array:
-        """The Zarr array `name`, whose reads are unchecked (see `read`)."""
-        if name not in self._arrays:
-            if name not in self.names:
-                raise StreamgaugeError(
-                    f"has no array '{name}'", where=str(self.path), remedy=_remake(self.path)
-                )
-            # shards of zeros are written too, so that a file's absence means "not done"
-            self._arrays[name] = self._group[name].with_config({"write_empty_chunks": True})
-        return self._arrays[name]
-
-    def shard_rows(self, name: str) -> int:
-        """Rows of the first axis in one file of array `name`."""
-        array = self.array(name)
-        return (array.shards or array.chunks or (1,))[0]
-
-    def n_shards(self, name: str) -> int:
-        """Number of files that make up array `name`."""
-        shape = self.array(name).shape
-        return -(-shape[0] // self.shard_rows(name)) if shape else 1
-
-    def missing(self, name: str) -> list[int]:
-        """Shards of array `name` that are absent or short of their size."""
-        return [i for i in range(self.n_shards(name)) if self._fault(name, i)]
-
-    def write(self, name: str, start: int, values: np.ndarray) -> None:
-        """Write rows ``[start, start + len(values))`` of array `name`: whole shards only.
-
-        Raises:
-            ValueError: the rows do not fill whole shards.
-            StreamgaugeError: the file system refuses; shards written before stay.
-        """
-        array, rows = self.array(name), self.shard_rows(name)
-        stop = start + len(values)
-        if start % rows or (stop % rows and stop != array.shape[0]):
-            raise ValueError(f"rows {start}:{stop} do not fill whole shards of {rows} rows")
-        with writing(self.path):
-            array[start:stop] = values
-
-    def write_all(self, name: str, values) -> None:
-        """Write the whole of array `name` (any shape, also a scalar)."""
-        with writing(self.path):
-            self.array(name)[...] = values
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows ``[start, stop)`` of array `name` as stored; a scalar array gives its value.
-
-        Raises:
-            StreamgaugeError: a shard in that range is missing, truncated or unreadable.
-        """
-        array = self.array(name)
-        if not array.shape:
-            shards = range(1)
-        else:
-            stop = array.shape[0] if stop is None else min(stop, array.shape[0])
-            rows = self.shard_rows(name)
-            shards = range(start // rows, -(-stop // rows)) if stop > start else range(0)
-        # zarr gives zeros for a missing shard, so look before reading
-        for i in shards:
-            fault = self._fault(name, i)
-            if fault:
-                raise self._broken(name, i, fault)
-        try:
-            return array[start:stop] if array.shape else array[()]
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
-            raise self._broken(name, shards[0], f"is unreadable ({error})") from error
-
-    def _fault(self, name: str, shard: int) -> str | None:
-        array = self.array(name)
-        key = "/".join(["c"] + [str(shard)] * bool(array.shape) + ["0"] * (array.ndim - 1))
-        try:
-            size = os.stat(self.path / name / key).st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return "is missing"
-        expected = self._expected_size(array, shard)
-        if expected is not None and size != expected:
-            return f"is damaged ({size} bytes instead of {expected})"
-        return None
-
-    @staticmethod
-    def _expected_size(array: zarr.Array, shard: int) -> int | None:
-        if array.dtype.kind not in "iuf":
-            return None
-        chunk = math.prod(array.chunks) * array.dtype.itemsize
-        if array.shards is None:
-            return chunk
-        rows = min(array.shards[0], array.shape[0] - shard * array.shards[0])
-        # a shard is its chunks, then an index of two uint64 a chunk and a crc32c
-        return -(-rows // array.chunks[0]) * chunk + 16 * array.shards[0] // array.chunks[0] + 4
-
-    def _broken(self, name: str, shard: int, fault: str) -> StreamgaugeError:
-        return StreamgaugeError(
-            f"shard {shard} of array '{name}' {fault}",
-            where=str(self.path),
-            remedy=_remake(self.path),
-        )
 
 
 def create_activations(
@@ -482,22 +176,3 @@ def read_tokens(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """``(tokens, document)`` of a token store, both int32 (n_sequences, n_positions)."""
     store = Store(path)
     return store.read("tokens"), store.read("document")
-
-
-def _grid(array: Array, rows: int | None) -> tuple[int, ...]:
-    return array.shape if rows is None else (rows, *array.shape[1:])
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file under its name only when it is whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def _remake(path: Path) -> str:
-    manifest = path.with_suffix(".json")
-    return (
-        f"Delete {manifest} and the store and run snakemake again to remake it;"
-        " `streamgauge verify` lists everything that is damaged."
-    )
