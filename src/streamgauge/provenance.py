@@ -89,6 +89,28 @@ def settings(spec_: str, block: str) -> dict[str, Any]:
     return json.loads(spec_)["config"][block]
 
 
+def own_files(block: Mapping[str, Any]) -> list[str]:
+    """The user's own files that a subject or corpus block names.
+
+    Args:
+        block: one entry of ``subjects`` or ``corpora``.
+
+    Returns:
+        Paths as written in the config; empty for sources that are not files of the user's.
+    """
+    source, path = block["source"], block.get("path")
+    if source == "text":
+        return list(block["paths"])
+    if source == "gguf" and path:
+        return [path]
+    if source == "local":
+        return sorted(str(file) for file in Path(path).glob("*") if file.suffix in _MODEL_SUFFIXES)
+    return []
+
+
+_MODEL_SUFFIXES = {".safetensors", ".json"}
+
+
 @functools.cache
 def closure(root: Path, script: str) -> dict[str, str]:
     """Every file under ``root/src`` that `script` imports, directly or not, with its code's hash.

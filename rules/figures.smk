@@ -1,0 +1,61 @@
+# Figures of a study: each reads tables and writes SVG, PNG and a manifest.
+
+
+def figure(name, category):
+    """The outputs of figure `name`."""
+    stem = "results/studies/{study}/figures/" + name
+    labels = {"study": "{study}", "what": name.replace("_", " ")}
+    caption = f"../workflow/report/{name}.rst"
+    return {
+        "manifest": stem + ".json",
+        "svg": report(stem + ".svg", caption=caption, category=category, labels=labels),
+        "png": stem + ".png",
+    }
+
+
+rule figure_proxy_gap:
+    message: "figure proxy_gap"
+    input:
+        grid="results/studies/{study}/grid.json",
+        table=ancient("results/studies/{study}/grid.csv"),
+    output: **figure("proxy_gap", "Proxy gap")
+    log: "logs/studies/{study}/figure_proxy_gap.log"
+    benchmark: "logs/studies/{study}/figure_proxy_gap.tsv"
+    params: spec=spec("figure_proxy_gap")
+    script: "../workflow/scripts/figure_proxy_gap.py"
+
+
+rule figure_rate_distortion:
+    message: "figure rate_distortion"
+    input:
+        grid="results/studies/{study}/grid.json",
+        table=ancient("results/studies/{study}/grid.csv"),
+    output: **figure("rate_distortion", "Proxy gap")
+    log: "logs/studies/{study}/figure_rate_distortion.log"
+    benchmark: "logs/studies/{study}/figure_rate_distortion.tsv"
+    params: spec=spec("figure_rate_distortion")
+    script: "../workflow/scripts/figure_rate_distortion.py"
+
+
+rule figure_pr_canyon:
+    message: "figure pr_canyon"
+    input:
+        manifests=expand(CORPUS + "/spectra.json", subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"]),
+        tables=ancient(expand(CORPUS + "/spectra.csv", subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"])),
+    output: **figure("pr_canyon", "Spectra")
+    log: "logs/studies/{study}/figure_pr_canyon.log"
+    benchmark: "logs/studies/{study}/figure_pr_canyon.tsv"
+    params: spec=spec("figure_pr_canyon")
+    script: "../workflow/scripts/figure_pr_canyon.py"
+
+
+rule figure_loss_curves:
+    message: "figure loss_curves"
+    input:
+        manifests=grid(SAE + "/sae.json"),
+        tables=ancient(grid(SAE + "/training.csv")),
+    output: **figure("loss_curves", "Training")
+    log: "logs/studies/{study}/figure_loss_curves.log"
+    benchmark: "logs/studies/{study}/figure_loss_curves.tsv"
+    params: spec=spec("figure_loss_curves")
+    script: "../workflow/scripts/figure_loss_curves.py"

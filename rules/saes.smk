@@ -1,0 +1,95 @@
+# Train one SAE, patch it into the model, score it; gather the study's grid.
+
+
+rule train_sae:
+    message: "train SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} seed {wildcards.seed}"
+    input:
+        activations=LAYER + "/activations-train.json",
+        store=ancient(LAYER + "/activations-train.zarr"),
+    output:
+        manifest=SAE + "/sae.json",
+        cfg=SAE + "/cfg.json",
+        weights=SAE + "/sae_weights.safetensors",
+        history=SAE + "/training.csv",
+    log: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    params: spec=spec("train_sae")
+    threads: THREADS
+    resources: **COMPUTE
+    script: "../workflow/scripts/train_sae.py"
+
+
+rule baseline:
+    message: "baseline {wildcards.subject} layer {wildcards.ell}: zero and mean ablation"
+    input:
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+        tokens=CORPUS + "/tokens-eval.json",
+        token_store=ancient(CORPUS + "/tokens-eval.zarr"),
+        activations=LAYER + "/activations-eval.json",
+        store=ancient(LAYER + "/activations-eval.zarr"),
+    output:
+        manifest=LAYER + "/baseline.json",
+        table=LAYER + "/baseline.parquet",
+    log: "logs/{subject}/{corpus}/L{ell}/baseline.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/baseline.tsv"
+    params: spec=spec("baseline")
+    threads: THREADS
+    resources: **COMPUTE
+    script: "../workflow/scripts/baseline.py"
+
+
+rule evaluate:
+    message: "evaluate SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} seed {wildcards.seed}"
+    input:
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+        tokens=CORPUS + "/tokens-eval.json",
+        token_store=ancient(CORPUS + "/tokens-eval.zarr"),
+        activations=LAYER + "/activations-eval.json",
+        store=ancient(LAYER + "/activations-eval.zarr"),
+        sae=SAE + "/sae.json",
+        weights=ancient(SAE + "/sae_weights.safetensors"),
+    output:
+        manifest=SAE + "/per_sequence.json",
+        table=SAE + "/per_sequence.parquet",
+        latents=SAE + "/latents.parquet",
+    log: "logs/{subject}/{corpus}/L{ell}/evaluate-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/evaluate-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    params: spec=spec("evaluate")
+    threads: THREADS
+    resources: **COMPUTE
+    script: "../workflow/scripts/evaluate.py"
+
+
+rule score:
+    message: "score SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} seed {wildcards.seed}"
+    input:
+        sae=SAE + "/sae.json",
+        per_sequence=SAE + "/per_sequence.json",
+        table=ancient(SAE + "/per_sequence.parquet"),
+        latents=ancient(SAE + "/latents.parquet"),
+        baseline=LAYER + "/baseline.json",
+        baseline_table=ancient(LAYER + "/baseline.parquet"),
+    output: SAE + "/scores.json"
+    log: "logs/{subject}/{corpus}/L{ell}/score-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/score-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    params: spec=spec("score")
+    script: "../workflow/scripts/score.py"
+
+
+rule grid:
+    message: "grid table of study {wildcards.study}"
+    input: grid(SAE + "/scores.json")
+    output:
+        manifest="results/studies/{study}/grid.json",
+        table=report(
+            "results/studies/{study}/grid.csv",
+            caption="../workflow/report/grid.rst",
+            category="Scores",
+            labels={"study": "{study}", "what": "table"},
+        ),
+    log: "logs/studies/{study}/grid.log"
+    benchmark: "logs/studies/{study}/grid.tsv"
+    params: spec=spec("grid")
+    script: "../workflow/scripts/grid.py"

@@ -1,0 +1,36 @@
+# Language models and token rows.
+
+
+def own_files(section, name, wildcards):
+    """The user's own files behind a subject or corpus: editing one makes the artifact anew."""
+    return provenance.own_files(config[section][wildcards[name]])
+
+
+rule subject:
+    message: "subject {wildcards.subject}: weights to safetensors"
+    input:
+        lambda w: own_files("subjects", "subject", w),
+    output:
+        manifest="results/{subject}/subject.json",
+        model=directory("results/{subject}/model"),
+    log: "logs/{subject}/subject.log"
+    benchmark: "logs/{subject}/subject.tsv"
+    params: spec=spec("subject")
+    threads: THREADS
+    script: "../workflow/scripts/subject.py"
+
+
+rule tokens:
+    message: "tokens {wildcards.corpus} for {wildcards.subject}, {wildcards.split}"
+    input:
+        lambda w: own_files("corpora", "corpus", w),
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+    output:
+        manifest=CORPUS + "/tokens-{split}.json",
+        store=directory(CORPUS + "/tokens-{split}.zarr"),
+    log: "logs/{subject}/{corpus}/tokens-{split}.log"
+    benchmark: "logs/{subject}/{corpus}/tokens-{split}.tsv"
+    params: spec=spec("tokens")
+    threads: THREADS
+    script: "../workflow/scripts/tokens.py"
