@@ -1,0 +1,104 @@
+"""Guards on the repository itself: every rule complete, every script thin, layers respected."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
+MODULES = sorted((ROOT / "src/streamgauge").rglob("*.py"))
+TARGETS = {"all", "spectra", "saes", "proxy_gap", "figures"}
+
+# a module may import from earlier rows and from its own
+ROWS = [
+    {"errors", "progress", "jobs"},
+    {"metrics", "spectra", "statistics"},
+    {"stores", "manifest", "provenance"},
+    {"subjects", "corpora", "hooks"},
+    {"harvest", "depth_profile", "sae", "evaluate", "scores"},
+    {"controls", "figures"},
+    {"config", "cli", "inspect"},
+]
+
+
+def rules():
+    """Every rule's name and text."""
+    for file in sorted((ROOT / "rules").glob("*.smk")):
+        parts = re.split(r"^rule (\w+):\n", file.read_text(), flags=re.M)
+        yield from zip(parts[1::2], parts[2::2], strict=True)
+
+
+@pytest.mark.parametrize(("name", "text"), [rule for rule in rules() if rule[0] not in TARGETS])
+def test_every_rule_has_log_benchmark_and_spec(name, text):
+    assert re.search(r"^    log:", text, re.M)
+    assert re.search(r"^    benchmark:", text, re.M)
+    if name == "verify":  # makes nothing, so depends on nothing
+        return
+    params = re.findall(r"^    params: (.*)$", text, re.M)
+    assert len(params) == 1 and re.fullmatch(r'spec=spec\("\w+"\)', params[0])
+    assert re.search(r"^    script:", text, re.M) and "shell:" not in text and "run:" not in text
+
+
+def test_there_are_rules():
+    assert len(list(rules())) > 10
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_hold_no_logic(path):
+    tree = ast.parse(path.read_text())
+    logic = (
+        ast.FunctionDef,
+        ast.ClassDef,
+        ast.If,
+        ast.IfExp,
+        ast.While,
+        ast.For,
+        ast.BinOp,
+        ast.Compare,
+        ast.Try,
+        ast.Lambda,
+    )
+    assert [node for node in ast.walk(tree) if isinstance(node, logic)] == []
+    assert len(path.read_text().splitlines()) <= 40
+    assert "snakemake.config" not in path.read_text()
+
+
+def row(module: str) -> int:
+    return next(i for i, names in enumerate(ROWS) if module in names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_modules_import_only_from_rows_above(path):
+    inside = path.relative_to(ROOT / "src/streamgauge")
+    if inside.name == "__init__.py":
+        return
+    own = inside.parts[0].removesuffix(".py")
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            assert not name.startswith("snakemake"), "the library knows nothing of Snakemake"
+            if name.startswith("streamgauge."):
+                assert row(name.split(".")[1]) <= row(own), f"{own} imports {name}"
+
+
+def test_public_functions_have_docstrings():
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_nothing_tracked_is_machine_bound():
+    banned = re.compile(r"/(work|root|home|farm)/|https?://(?!json-schema\.org)[^\s]*pypi")
+    for folder in ("src", "workflow", "rules", "docs", "benchmarks"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".md", ".smk", ".yaml", ".rst"}:
+                assert not banned.search(path.read_text()), path
