@@ -10,8 +10,9 @@ sys.path.insert(0, SRC)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
 from streamgauge import provenance
-from streamgauge.config import check_grid, validate
+from streamgauge.config import validate
 from streamgauge.errors import StreamgaugeError
+from streamgauge.study import check_grid
 
 try:
     config = validate(config)
@@ -23,7 +24,7 @@ wildcard_constraints:
     subject=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     corpus=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     study=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    ell=r"\d{2,}",
+    ell=r"\d\d+",
     split="train|eval",
     expansion=r"\d+",
     k=r"\d+",
@@ -32,8 +33,8 @@ wildcard_constraints:
     seed=r"\d+",
 
 CORPUS = "results/{subject}/{corpus}"
-LAYER = CORPUS + "/L{ell}"
-SAE = LAYER + "/sae/topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}"
+LAYER = f"{CORPUS}/L{{ell}}"
+SAE = f"{LAYER}/sae/topk-x{{expansion}}-k{{k}}-t{{tokens}}-{{objective}}-seed{{seed}}"
 STUDY = f"results/studies/{config['study']}"
 
 # two jobs side by side on this machine; a cluster job has its own cores
@@ -65,3 +66,20 @@ def grid(pattern):
             seed=cells["seeds"],
         )
     ]
+
+
+def own_files(section, name, wildcards):
+    """The user's own files behind a subject or corpus: editing one makes the artifact anew."""
+    return provenance.own_files(config[section][wildcards[name]])
+
+
+def figure(name, category):
+    """The outputs of figure `name`."""
+    stem = "results/studies/{study}/figures/" + name
+    labels = {"study": "{study}", "what": name.replace("_", " ")}
+    caption = f"../workflow/report/{name}.rst"
+    return {
+        "manifest": stem + ".json",
+        "svg": report(stem + ".svg", caption=caption, category=category, labels=labels),
+        "png": stem + ".png",
+    }

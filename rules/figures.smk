@@ -1,18 +1,6 @@
 # Figures of a study: each reads tables and writes SVG, PNG and a manifest.
 
 
-def figure(name, category):
-    """The outputs of figure `name`."""
-    stem = "results/studies/{study}/figures/" + name
-    labels = {"study": "{study}", "what": name.replace("_", " ")}
-    caption = f"../workflow/report/{name}.rst"
-    return {
-        "manifest": stem + ".json",
-        "svg": report(stem + ".svg", caption=caption, category=category, labels=labels),
-        "png": stem + ".png",
-    }
-
-
 rule figure_proxy_gap:
     message: "figure proxy_gap"
     input:
@@ -40,8 +28,8 @@ rule figure_rate_distortion:
 rule figure_pr_canyon:
     message: "figure pr_canyon"
     input:
-        manifests=expand(CORPUS + "/spectra.json", subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"]),
-        tables=ancient(expand(CORPUS + "/spectra.csv", subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"])),
+        manifests=expand(f"{CORPUS}/spectra.json", subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"]),
+        tables=ancient(expand(f"{CORPUS}/spectra.csv", subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"])),
     output: **figure("pr_canyon", "Spectra")
     log: "logs/studies/{study}/figure_pr_canyon.log"
     benchmark: "logs/studies/{study}/figure_pr_canyon.tsv"
@@ -52,8 +40,8 @@ rule figure_pr_canyon:
 rule figure_loss_curves:
     message: "figure loss_curves"
     input:
-        manifests=grid(SAE + "/sae.json"),
-        tables=ancient(grid(SAE + "/training.csv")),
+        manifests=grid(f"{SAE}/sae.json"),
+        tables=ancient(grid(f"{SAE}/training.csv")),
     output: **figure("loss_curves", "Training")
     log: "logs/studies/{study}/figure_loss_curves.log"
     benchmark: "logs/studies/{study}/figure_loss_curves.tsv"

@@ -6,11 +6,11 @@ rule harvest:
     input:
         subject="results/{subject}/subject.json",
         model=ancient("results/{subject}/model"),
-        tokens=CORPUS + "/tokens-{split}.json",
-        token_store=ancient(CORPUS + "/tokens-{split}.zarr"),
+        tokens=f"{CORPUS}/tokens-{{split}}.json",
+        token_store=ancient(f"{CORPUS}/tokens-{{split}}.zarr"),
     output:
-        manifest=LAYER + "/activations-{split}.json",
-        store=directory(LAYER + "/activations-{split}.zarr"),
+        manifest=f"{LAYER}/activations-{{split}}.json",
+        store=directory(f"{LAYER}/activations-{{split}}.zarr"),
     log: "logs/{subject}/{corpus}/L{ell}/harvest-{split}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/harvest-{split}.tsv"
     params: spec=spec("harvest")
@@ -24,13 +24,13 @@ rule eigenspectra:
     input:
         subject="results/{subject}/subject.json",
         model=ancient("results/{subject}/model"),
-        tokens=CORPUS + "/tokens-train.json",
-        token_store=ancient(CORPUS + "/tokens-train.zarr"),
+        tokens=f"{CORPUS}/tokens-train.json",
+        token_store=ancient(f"{CORPUS}/tokens-train.zarr"),
     output:
-        manifest=CORPUS + "/spectra.json",
-        store=directory(CORPUS + "/spectra.zarr"),
+        manifest=f"{CORPUS}/spectra.json",
+        store=directory(f"{CORPUS}/spectra.zarr"),
         table=report(
-            CORPUS + "/spectra.csv",
+            f"{CORPUS}/spectra.csv",
             caption="../workflow/report/spectra.rst",
             category="Spectra",
             labels={"subject": "{subject}", "corpus": "{corpus}", "what": "table"},

@@ -2,15 +2,15 @@
 
 
 rule train_sae:
-    message: "train SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} seed {wildcards.seed}"
+    message: "train SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
     input:
-        activations=LAYER + "/activations-train.json",
-        store=ancient(LAYER + "/activations-train.zarr"),
+        activations=f"{LAYER}/activations-train.json",
+        store=ancient(f"{LAYER}/activations-train.zarr"),
     output:
-        manifest=SAE + "/sae.json",
-        cfg=SAE + "/cfg.json",
-        weights=SAE + "/sae_weights.safetensors",
-        history=SAE + "/training.csv",
+        manifest=f"{SAE}/sae.json",
+        cfg=f"{SAE}/cfg.json",
+        weights=f"{SAE}/sae_weights.safetensors",
+        history=f"{SAE}/training.csv",
     log: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
     params: spec=spec("train_sae")
@@ -24,13 +24,13 @@ rule baseline:
     input:
         subject="results/{subject}/subject.json",
         model=ancient("results/{subject}/model"),
-        tokens=CORPUS + "/tokens-eval.json",
-        token_store=ancient(CORPUS + "/tokens-eval.zarr"),
-        activations=LAYER + "/activations-eval.json",
-        store=ancient(LAYER + "/activations-eval.zarr"),
+        tokens=f"{CORPUS}/tokens-eval.json",
+        token_store=ancient(f"{CORPUS}/tokens-eval.zarr"),
+        activations=f"{LAYER}/activations-eval.json",
+        store=ancient(f"{LAYER}/activations-eval.zarr"),
     output:
-        manifest=LAYER + "/baseline.json",
-        table=LAYER + "/baseline.parquet",
+        manifest=f"{LAYER}/baseline.json",
+        table=f"{LAYER}/baseline.parquet",
     log: "logs/{subject}/{corpus}/L{ell}/baseline.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/baseline.tsv"
     params: spec=spec("baseline")
@@ -40,20 +40,20 @@ rule baseline:
 
 
 rule evaluate:
-    message: "evaluate SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} seed {wildcards.seed}"
+    message: "evaluate SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
     input:
         subject="results/{subject}/subject.json",
         model=ancient("results/{subject}/model"),
-        tokens=CORPUS + "/tokens-eval.json",
-        token_store=ancient(CORPUS + "/tokens-eval.zarr"),
-        activations=LAYER + "/activations-eval.json",
-        store=ancient(LAYER + "/activations-eval.zarr"),
-        sae=SAE + "/sae.json",
-        weights=ancient(SAE + "/sae_weights.safetensors"),
+        tokens=f"{CORPUS}/tokens-eval.json",
+        token_store=ancient(f"{CORPUS}/tokens-eval.zarr"),
+        activations=f"{LAYER}/activations-eval.json",
+        store=ancient(f"{LAYER}/activations-eval.zarr"),
+        sae=f"{SAE}/sae.json",
+        weights=ancient(f"{SAE}/sae_weights.safetensors"),
     output:
-        manifest=SAE + "/per_sequence.json",
-        table=SAE + "/per_sequence.parquet",
-        latents=SAE + "/latents.parquet",
+        manifest=f"{SAE}/per_sequence.json",
+        table=f"{SAE}/per_sequence.parquet",
+        latents=f"{SAE}/latents.parquet",
     log: "logs/{subject}/{corpus}/L{ell}/evaluate-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/evaluate-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
     params: spec=spec("evaluate")
@@ -63,15 +63,15 @@ rule evaluate:
 
 
 rule score:
-    message: "score SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} seed {wildcards.seed}"
+    message: "score SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
     input:
-        sae=SAE + "/sae.json",
-        per_sequence=SAE + "/per_sequence.json",
-        table=ancient(SAE + "/per_sequence.parquet"),
-        latents=ancient(SAE + "/latents.parquet"),
-        baseline=LAYER + "/baseline.json",
-        baseline_table=ancient(LAYER + "/baseline.parquet"),
-    output: SAE + "/scores.json"
+        sae=f"{SAE}/sae.json",
+        per_sequence=f"{SAE}/per_sequence.json",
+        table=ancient(f"{SAE}/per_sequence.parquet"),
+        latents=ancient(f"{SAE}/latents.parquet"),
+        baseline=f"{LAYER}/baseline.json",
+        baseline_table=ancient(f"{LAYER}/baseline.parquet"),
+    output: f"{SAE}/scores.json"
     log: "logs/{subject}/{corpus}/L{ell}/score-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/score-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
     params: spec=spec("score")
@@ -80,7 +80,7 @@ rule score:
 
 rule grid:
     message: "grid table of study {wildcards.study}"
-    input: grid(SAE + "/scores.json")
+    input: grid(f"{SAE}/scores.json")
     output:
         manifest="results/studies/{study}/grid.json",
         table=report(

@@ -1,11 +1,6 @@
 # Language models and token rows.
 
 
-def own_files(section, name, wildcards):
-    """The user's own files behind a subject or corpus: editing one makes the artifact anew."""
-    return provenance.own_files(config[section][wildcards[name]])
-
-
 rule subject:
     message: "subject {wildcards.subject}: weights to safetensors"
     input:
@@ -27,8 +22,8 @@ rule tokens:
         subject="results/{subject}/subject.json",
         model=ancient("results/{subject}/model"),
     output:
-        manifest=CORPUS + "/tokens-{split}.json",
-        store=directory(CORPUS + "/tokens-{split}.zarr"),
+        manifest=f"{CORPUS}/tokens-{{split}}.json",
+        store=directory(f"{CORPUS}/tokens-{{split}}.zarr"),
     log: "logs/{subject}/{corpus}/tokens-{split}.log"
     benchmark: "logs/{subject}/{corpus}/tokens-{split}.tsv"
     params: spec=spec("tokens")

@@ -15,11 +15,11 @@ TARGETS = {"all", "spectra", "saes", "proxy_gap", "figures"}
 ROWS = [
     {"errors", "progress", "jobs"},
     {"metrics", "spectra", "statistics"},
-    {"stores", "manifest", "provenance"},
+    {"zarr_store", "stores", "manifest", "provenance"},
     {"subjects", "corpora", "hooks"},
     {"harvest", "depth_profile", "sae", "evaluate", "scores"},
     {"controls", "figures"},
-    {"config", "cli", "inspect"},
+    {"config", "study", "cli", "inspect"},
 ]
 
 

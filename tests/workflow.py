@@ -1,0 +1,102 @@
+"""A small study in a copy of the repository, run by the real Snakemake in a process of its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+import models
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# two layers, two sparsities: every stage and every kind of fan-out, in seconds
+STUDY = {
+    "study": "tiny",
+    "device": "cpu",
+    "grid": {
+        "subjects": ["tiny"],
+        "corpora": ["prose"],
+        "layers": {"tiny": [1, 2]},
+        "expansion": [4],
+        "k": [2, 4],
+        "tokens": [1024],
+        "objectives": ["mse"],
+        "seeds": [0],
+    },
+    "subjects": {"tiny": {"source": "local", "path": "model"}},
+    "corpora": {
+        "prose": {
+            "source": "text",
+            "paths": ["prose.txt"],
+            "context_length": 16,
+            "train_sequences": 64,
+            "eval_sequences": 6,
+            "eval_fraction": 0.3,
+        }
+    },
+    "spectra": {"sequences": 16},
+    "sae": {"batch_size": 64, "warmup_steps": 2, "pool_tokens": 512, "dead_tokens": 512},
+    "statistics": {"resamples": 200},
+}
+
+
+def prose(path: Path, paragraphs: int = 400) -> Path:
+    """Distinct paragraphs of English made from the test sentences."""
+    n = len(models.TEXT)
+    path.write_text(
+        "\n\n".join(
+            f"{i}. {models.TEXT[i % n]} {models.TEXT[(i * i + 1) % n]} {models.TEXT[(i // n) % n]}"
+            for i in range(paragraphs)
+        )
+    )
+    return path
+
+
+def create(folder: Path) -> Path:
+    """A copy of what a checkout holds, with a model, a corpus and the overlay `study.yaml`."""
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy2(ROOT / name, folder / name)
+    for name in ("rules", "workflow", "profiles", "src"):
+        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    models.tiny_llama(folder / "model")
+    prose(folder / "prose.txt")
+    write(folder, STUDY)
+    return folder
+
+
+def write(folder: Path, study: dict) -> None:
+    """Write the overlay."""
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+
+def snakemake(folder: Path, *arguments: str, check: bool = True, **kwargs):
+    """Run Snakemake on the overlay in `folder`; the completed process, output captured."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    if "--configfile" not in arguments:
+        command += ["--configfile", "study.yaml"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder / "src")}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=900,
+        **kwargs,
+    )
+    assert not check or done.returncode == 0, done.stdout[-6000:]
+    return done
+
+
+def planned(folder: Path, *arguments: str) -> set[str]:
+    """The messages of the jobs that would run now."""
+    out = snakemake(folder, "--dry-run", *arguments).stdout
+    found = re.findall(r"^Job \d+: (.*)$", out, re.M)
+    assert len(found) == len(set(found)), "every message names one job"
+    return set(found)
