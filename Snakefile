@@ -11,18 +11,20 @@ include: "rules/saes.smk"
 include: "rules/figures.smk"
 
 # What to ask for: plain `snakemake`, or one of these by name.
-FIGURES = ["proxy_gap", "rate_distortion", "pr_canyon", "loss_curves"]
-
 localrules: all, spectra, saes, proxy_gap, figures, verify
+
+TABLE = expand(f"{STUDY}/grid.{{suffix}}", suffix=["json", "csv"])
+FIGURES = f"{STUDY}/figures/{{name}}.{{suffix}}"
+SUFFIXES = ["json", "svg", "png"]
 
 
 rule all:
     default_target: True
-    input: f"{STUDY}/grid.json", expand(f"{STUDY}/figures/{{figure}}.json", figure=FIGURES)
+    input: TABLE, expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES)
 
 
 rule spectra:
-    input: expand(f"{CORPUS}/spectra.json", subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"])
+    input: corpora(f"{CORPUS}/spectra.json"), corpora(f"{CORPUS}/spectra.csv")
 
 
 rule saes:
@@ -30,14 +32,15 @@ rule saes:
 
 
 rule proxy_gap:
-    input: f"{STUDY}/grid.json", expand(f"{STUDY}/figures/{{figure}}.json", figure=["proxy_gap", "rate_distortion"])
+    input: TABLE, expand(FIGURES, name=["proxy_gap", "rate_distortion"], suffix=SUFFIXES)
 
 
 rule figures:
-    input: expand(f"{STUDY}/figures/{{figure}}.json", figure=FIGURES)
+    input: expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES)
 
 
 rule verify:
+    message: "verify every artifact"
     input: rules.all.input
     log: "logs/verify.log"
     benchmark: "logs/verify.tsv"

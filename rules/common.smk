@@ -35,6 +35,7 @@ wildcard_constraints:
 CORPUS = "results/{subject}/{corpus}"
 LAYER = f"{CORPUS}/L{{ell}}"
 SAE = f"{LAYER}/sae/topk-x{{expansion}}-k{{k}}-t{{tokens}}-{{objective}}-seed{{seed}}"
+FIGURE_NAMES = list(config["figures"])
 STUDY = f"results/studies/{config['study']}"
 
 # two jobs side by side on this machine; a cluster job has its own cores
@@ -68,6 +69,11 @@ def grid(pattern):
     ]
 
 
+def corpora(pattern):
+    """`pattern` filled in for every subject and corpus of the study."""
+    return expand(pattern, subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"])
+
+
 def own_files(section, name, wildcards):
     """The user's own files behind a subject or corpus: editing one makes the artifact anew."""
     return provenance.own_files(config[section][wildcards[name]])
@@ -75,11 +81,11 @@ def own_files(section, name, wildcards):
 
 def figure(name, category):
     """The outputs of figure `name`."""
-    stem = "results/studies/{study}/figures/" + name
+    stem = f"results/studies/{{study}}/figures/{name}"
     labels = {"study": "{study}", "what": name.replace("_", " ")}
     caption = f"../workflow/report/{name}.rst"
     return {
-        "manifest": stem + ".json",
-        "svg": report(stem + ".svg", caption=caption, category=category, labels=labels),
-        "png": stem + ".png",
+        "manifest": f"{stem}.json",
+        "svg": report(f"{stem}.svg", caption=caption, category=category, labels=labels),
+        "png": f"{stem}.png",
     }

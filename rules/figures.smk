@@ -28,8 +28,8 @@ rule figure_rate_distortion:
 rule figure_pr_canyon:
     message: "figure pr_canyon"
     input:
-        manifests=expand(f"{CORPUS}/spectra.json", subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"]),
-        tables=ancient(expand(f"{CORPUS}/spectra.csv", subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"])),
+        manifests=corpora(f"{CORPUS}/spectra.json"),
+        tables=ancient(corpora(f"{CORPUS}/spectra.csv")),
     output: **figure("pr_canyon", "Spectra")
     log: "logs/studies/{study}/figure_pr_canyon.log"
     benchmark: "logs/studies/{study}/figure_pr_canyon.tsv"

@@ -49,6 +49,7 @@ rule evaluate:
         activations=f"{LAYER}/activations-eval.json",
         store=ancient(f"{LAYER}/activations-eval.zarr"),
         sae=f"{SAE}/sae.json",
+        cfg=ancient(f"{SAE}/cfg.json"),
         weights=ancient(f"{SAE}/sae_weights.safetensors"),
     output:
         manifest=f"{SAE}/per_sequence.json",

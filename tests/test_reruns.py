@@ -1,0 +1,161 @@
+"""Change one thing and exactly what depends on it would run: the incremental promise, row by row."""
+
+import subprocess
+
+import pytest
+import workflow
+from workflow import STUDY, planned, snakemake
+
+GRID_FIGURES = {"figure proxy_gap", "figure rate_distortion"}
+FIGURES = {*GRID_FIGURES, "figure pr_canyon", "figure loss_curves"}
+GRID = {"grid table of study tiny"}
+LAYERS, KS = ("01", "02"), (2, 4)
+
+
+def saes(verbs=("train", "evaluate", "score"), layers=LAYERS, ks=KS, seeds=(0,)):
+    """The messages of jobs over SAEs."""
+    return {
+        f"{verb} SAE tiny layer {ell} x4 k={k} tokens=1024 mse seed={seed}"
+        for verb in verbs
+        for ell in layers
+        for k in ks
+        for seed in seeds
+    }
+
+
+def harvests(layers=LAYERS, splits=("train", "eval")):
+    return {f"harvest tiny layer {ell}, {split}" for ell in layers for split in splits}
+
+
+def baselines(layers=LAYERS):
+    return {f"baseline tiny layer {ell}: zero and mean ablation" for ell in layers}
+
+
+BELOW_SCORES = GRID | GRID_FIGURES
+BELOW_SAES = BELOW_SCORES | {"figure loss_curves"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study that has run to the end, under version control as a user's would be."""
+    folder = workflow.create(tmp_path_factory.mktemp("study"))
+    (folder / ".gitignore").write_text("results\nlogs\n.snakemake\n__pycache__\n")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "start")
+    snakemake(folder)
+    return folder
+
+
+@pytest.fixture
+def project(finished):
+    """The finished study; edits to tracked files are undone afterwards."""
+    yield finished
+    git(finished, "checkout", "-q", "start")
+    git(finished, "checkout", "-q", "--", ".")
+
+
+def git(folder, *arguments):
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=start")
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def edit_grid(key, value):
+    return lambda p: workflow.write(p, {**STUDY, "grid": {**STUDY["grid"], key: value}})
+
+
+def edit_block(block, **changes):
+    return lambda p: workflow.write(p, {**STUDY, block: {**STUDY.get(block, {}), **changes}})
+
+
+def append(name, text):
+    def change(project):
+        with open(project / name, "a") as file:
+            file.write(text)
+
+    return change
+
+
+def library(name):
+    return f"src/streamgauge/{name}.py"
+
+
+def touch_everything(project):
+    for path in project.rglob("*"):
+        if path.is_file() and not {".git", ".snakemake"} & set(path.relative_to(project).parts):
+            path.touch()
+
+
+def touch_store(project):
+    for path in (project / "results/tiny/prose/L01/activations-train.zarr").rglob("*"):
+        path.touch()
+
+
+def checkout(project):
+    """Switch to a branch with other code and back: file times change, content does not."""
+    git(project, "checkout", "-qb", "other")
+    append(library("metrics"), "\n\nEXTRA = 1\n")(project)
+    git(project, "commit", "-qam", "other")
+    git(project, "checkout", "-q", "start")
+    git(project, "branch", "-qD", "other")
+
+
+LINE = "\n\nEXTRA = 1\n"
+
+ROWS = {
+    "nothing": (lambda p: None, set()),
+    "a k added": (edit_grid("k", [2, 4, 6]), saes(ks=(6,)) | BELOW_SAES),
+    "a k dropped": (edit_grid("k", [2]), BELOW_SAES),
+    "a seed added": (edit_grid("seeds", [0, 1]), saes(seeds=(1,)) | BELOW_SAES),
+    "a layer added": (
+        edit_grid("layers", {"tiny": [1, 2, 3]}),
+        harvests(["03"]) | baselines(["03"]) | saes(layers=["03"]) | BELOW_SAES,
+    ),
+    "the SAE learning rate": (edit_block("sae", **STUDY["sae"], lr=0.01), saes() | BELOW_SAES),
+    "the number of resamples": (
+        edit_block("statistics", resamples=300),
+        saes(["score"]) | BELOW_SCORES,
+    ),
+    "a figure title": (
+        edit_block("figures", pr_canyon={"title": "Another"}),
+        {"figure pr_canyon"},
+    ),
+    "where it runs": (lambda p: workflow.write(p, {**STUDY, "device": "auto"}), set()),
+    "a comment in a library module": (append(library("metrics"), "\n# a thought\n"), set()),
+    "a line of code in metrics": (
+        append(library("metrics"), LINE),
+        saes(["evaluate", "score"]) | baselines() | BELOW_SCORES,
+    ),
+    "a line of code in harvest": (
+        append(library("harvest"), LINE),
+        harvests() | baselines() | saes() | BELOW_SAES,
+    ),
+    "a line of code in figures": (append(library("figures"), LINE), FIGURES),
+    "a touched store": (touch_store, set()),
+    "everything touched": (touch_everything, set()),
+    "a git checkout": (checkout, set()),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_exactly_what_depends_on_it(project, name):
+    change, expected = ROWS[name]
+    change(project)
+    assert planned(project) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("studies/tiny/figures/pr_canyon.svg", {"figure pr_canyon"}),
+        ("studies/tiny/grid.csv", BELOW_SCORES),
+    ],
+)
+def test_what_is_deleted_is_made_again(project, name, expected):
+    path = project / "results" / name
+    kept = path.read_bytes()
+    path.unlink()
+    try:
+        assert planned(project) == expected
+    finally:
+        path.write_bytes(kept)
