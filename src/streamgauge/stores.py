@@ -12,7 +12,6 @@ import numpy as np
 from streamgauge.zarr_store import Array, Store, commit, create, scratch, writing
 
 __all__ = [
-    "SINK_FACTOR",
     "TOKEN_SETS",
     "ActivationStore",
     "Array",
@@ -32,8 +31,6 @@ __all__ = [
 TOKENS_PER_CHUNK = 2048
 TOKENS_PER_SHARD = 16384
 TOKEN_SETS = ("all", "no_sink")
-# a token whose norm exceeds this many medians is a sink (DEFINITIONS, "Tokens")
-SINK_FACTOR = 10.0
 
 
 def rows_per_chunk_and_shard(n_positions: int) -> tuple[int, int]:

@@ -275,6 +275,9 @@ class Store:
         if start % rows or (stop % rows and stop != array.shape[0]):
             raise ValueError(f"rows {start}:{stop} do not fill whole shards of {rows} rows")
         with writing(self.path):
+            for shard in range(start // rows, -(-stop // rows)):
+                # a damaged file would be read back to be merged with the new rows
+                self._file(name, shard).unlink(missing_ok=True)
             array[start:stop] = values
 
     def write_all(self, name: str, values) -> None:
@@ -305,11 +308,15 @@ class Store:
         except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
             raise self._broken(name, shards[0], f"is unreadable ({error})") from error
 
+    def _file(self, name: str, shard: int) -> Path:
+        ndim = self.array(name).ndim
+        key = [str(shard), *["0"] * (ndim - 1)] if ndim else []
+        return self.path.joinpath(name, "c", *key)
+
     def _fault(self, name: str, shard: int) -> str | None:
         array = self.array(name)
-        key = "/".join(["c"] + [str(shard)] * bool(array.shape) + ["0"] * (array.ndim - 1))
         try:
-            size = os.stat(self.path / name / key).st_size
+            size = self._file(name, shard).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return "is missing"
         expected = self._expected_size(array, shard)
