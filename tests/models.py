@@ -55,6 +55,7 @@ def tiny_tokenizer(bos: str | None = "<|bos|>", eos: str = "<|eos|>"):
 def save(directory, config, tokenizer, seed: int = 0, dtype=torch.float32) -> Path:
     """Write the causal LM of `config` with random weights, and `tokenizer`, to `directory`."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
     directory = Path(directory)
     with torch.random.fork_rng(devices=[]):
@@ -65,6 +66,7 @@ def save(directory, config, tokenizer, seed: int = 0, dtype=torch.float32) -> Pa
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn(parameter.shape).to(dtype)
             assert torch.isfinite(parameter).all(), name
+    transformers_logging.disable_progress_bar()
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

@@ -142,6 +142,11 @@ def logits_from(model: nn.Module, ids: Tensor, layer: int, h: Tensor) -> Tensor:
     return _suffix(model, ids, layer, h, length)
 
 
+def skips_lower_blocks(model: nn.Module) -> bool:
+    """Whether `logits_from` may skip the blocks up to the replaced one in this model."""
+    return _skippable(model) is not None
+
+
 _SKIPPABLE: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
 
 

