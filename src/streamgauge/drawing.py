@@ -1,0 +1,199 @@
+"""What the figures share: style, axes, legends and lines with intervals."""
+
+import contextlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from streamgauge.errors import StreamgaugeError
+
+SINGLE, MIDDLE, DOUBLE = 3.4, 4.6, 7.0  # inches: 1, 1½ and 2 columns of a printed page
+BLUE, VERMILLION = "#0072B2", "#D55E00"
+# Okabe and Ito's colours, each with a marker of its own
+SERIES = [
+    (BLUE, "o"),
+    (VERMILLION, "s"),
+    ("#009E73", "D"),
+    ("#E69F00", "^"),
+    ("#CC79A7", "v"),
+    ("#56B4E9", "P"),
+    ("#000000", "X"),
+]
+GREY, PALE = "#767676", "#D9D9D9"
+TOKEN_SETS = {"all": "all tokens", "no_sink": "without sinks"}
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "figure.titlesize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.frameon": False,
+    "axes.formatter.useoffset": False,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "streamgauge",
+    "svg.fonttype": "path",
+    "savefig.dpi": 250,
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib's defaults and this project's style, whatever a user's matplotlibrc says."""
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"}):
+        yield
+
+
+def figure(title: str, width: float, height: float) -> Figure:
+    """An empty figure (inches), without pyplot's global state."""
+    made = Figure(figsize=(width, height + (0.25 if title else 0)), layout="constrained")
+    made.get_layout_engine().set(h_pad=0.05, w_pad=0.05)
+    if title:
+        made.suptitle(title, x=0.01, ha="left", weight="bold")
+    return made
+
+
+def legend(of: Figure, handles: list[Line2D], columns: int) -> None:
+    """A legend below the axes, never over data; the figure grows by what it takes."""
+    width, height = of.get_size_inches()
+    of.set_size_inches(width, height + 0.17 * -(-len(handles) // columns) + 0.1)
+    of.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=2.4,
+        columnspacing=1.4,
+    )
+
+
+def token_set_handles() -> list[Line2D]:
+    """Legend entries that explain filled against open markers."""
+    return [
+        Line2D([], [], color="black", marker="o", label=words, **look(i == 1))
+        for i, words in enumerate(TOKEN_SETS.values())
+    ]
+
+
+def look(dashed: bool) -> dict[str, Any]:
+    """Line and marker face: solid and filled, or dashed and open."""
+    return {"ls": (0, (3.5, 2)), "mfc": "white"} if dashed else {"ls": "-", "mfc": None}
+
+
+def cells(
+    table: pd.DataFrame, by: Sequence[str], told: Iterable[str] = ("layer",)
+) -> list[tuple[dict, str, pd.DataFrame]]:
+    """Groups of rows in the order of the table: key, label and rows.
+
+    Args:
+        table: any table.
+        by: columns that tell groups apart.
+        told: columns that stand in every label; the others only where they differ.
+    """
+    varying = [name for name in by if name in told or table[name].nunique() > 1]
+    found = []
+    for values, rows in table.groupby(list(by), sort=False):
+        key = dict(zip(by, values, strict=True))
+        found.append((key, ", ".join(_part(name, key[name]) for name in varying), rows))
+    return found
+
+
+def _part(name: str, value: Hashable) -> str:
+    words = {"layer": "layer {}", "expansion": "×{}", "tokens": "{:,} tokens"}
+    return words.get(name, "{}").format(value)
+
+
+def having(table: pd.DataFrame, key: Mapping[str, Hashable]) -> pd.DataFrame:
+    """The rows that agree with `key`."""
+    return table[np.logical_and.reduce([table[name] == value for name, value in key.items()])]
+
+
+def series(
+    ax,
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    colour: str,
+    marker: str,
+    *,
+    dashed: bool = False,
+    dodge: float = 1.0,
+    floor: float | None = None,
+) -> None:
+    """A line through the means over seeds, and a point with its interval for every row.
+
+    Args:
+        ax: axes.
+        rows: columns `x`, `y`, seed and, where there are intervals, ``{y}_low`` and ``{y}_high``.
+        x, y: columns drawn.
+        colour, marker: the series' own.
+        dashed: dashed line and open markers.
+        dodge: factor on x that keeps neighbouring points apart.
+        floor: lowest value a logarithmic axis can show; what lies at or below zero is drawn
+            there, as a triangle.
+    """
+    rows = rows.dropna(subset=[y]).drop_duplicates([x, "seed", y]).sort_values(x)
+    if rows.empty:
+        return
+    value = rows[y].to_numpy(float)
+    ends = [rows[f"{y}_{end}"] if f"{y}_{end}" in rows else rows[y] for end in ("low", "high")]
+    low, high = (end.fillna(rows[y]).to_numpy(float) for end in ends)
+    hidden = np.zeros(len(value), bool)
+    if floor is not None:
+        hidden = value <= 0
+        value, low, high = (np.maximum(item, floor) for item in (value, low, high))
+    at = rows[x].to_numpy(float) * dodge
+    means = pd.Series(value).groupby(at).mean()
+    ax.plot(means.index, means, color=colour, ls=look(dashed)["ls"])
+    bars = np.maximum([value - low, high - value], 0)
+    ax.errorbar(at, value, bars, fmt="none", ecolor=colour, elinewidth=0.8)
+    points = {"ls": "none", "color": colour, "mfc": look(dashed)["mfc"] or colour}
+    ax.plot(at[~hidden], value[~hidden], marker=marker, **points)
+    ax.plot(at[hidden], value[hidden], marker="v", **points)
+
+
+def log2_axis(ax, ks: Sequence[int], labels: bool = True) -> None:
+    """A base-2 axis whose ticks are the `ks` themselves."""
+    room = 2**0.5 if len(ks) > 1 else 2
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(ks[0] / room, ks[-1] * room)
+    ax.xaxis.set_major_locator(FixedLocator([float(k) for k in ks]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:.0f}" if labels else ""))
+
+
+def plain_log(axis) -> None:
+    """Plain numbers on a logarithmic axis: every decade, and steps between where room allows."""
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low) if 0 < low < high else 1
+    steps = (1, 2, 3, 5, 7) if decades < 0.7 else (1, 2, 5) if decades < 2.2 else (1,)
+    axis.get_major_locator().set_params(subs=steps, numticks=20)
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 10 else f"{v:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+
+
+def require(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
+    """Refuse a table that is empty or lacks columns.
+
+    Raises:
+        StreamgaugeError: naming the columns, or saying that no row is left.
+    """
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise StreamgaugeError(f"the {what} lacks the columns {', '.join(missing)}")
+    if table.empty:
+        raise StreamgaugeError(f"the {what} holds nothing to draw")

@@ -1,0 +1,271 @@
+"""Figures: what is drawn is what the table says, controls included, the same bytes every time."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+
+from streamgauge import drawing, figures, manifest, metrics
+from streamgauge.errors import StreamgaugeError
+
+
+def grid_table(layers=(10, 20), ks=(8, 32, 128), seeds=(0,), subjects=("small",), d_model=64):
+    """A grid table whose numbers follow simple formulas of k and layer."""
+    rows = []
+    for subject in subjects:
+        for layer in layers:
+            for k in ks:
+                for seed in seeds:
+                    for token_set in ("all", "no_sink"):
+                        shift = 0.01 * seed - 0.1 * (token_set == "no_sink")
+                        trained = 1 - 1 / (1 + np.log2(k)) + shift
+                        values = {
+                            "sae": (trained, trained - 0.05 - layer / 1000),
+                            "untrained": (-0.1 * np.log2(k), -0.9),
+                            "zero": (-0.3, -1.5),
+                            "mean": (0.0, -0.7),
+                        }
+                        for codec, (r2, ce_rec) in values.items():
+                            sparse = codec in ("sae", "untrained")
+                            row = {
+                                "subject": subject,
+                                "corpus": "texts",
+                                "layer": layer,
+                                "expansion": 8,
+                                "k": k,
+                                "tokens": 1000,
+                                "objective": "mse",
+                                "seed": seed,
+                                "codec": codec,
+                                "token_set": token_set,
+                                "rate_bits": metrics.rate_bits_per_token(8 * d_model, k)
+                                if sparse
+                                else np.nan,
+                            }
+                            scores = {"r2": r2, "ce_rec_mean_of_ratios": ce_rec}
+                            for name, value in scores.items():
+                                row |= {name: value, f"{name}_low": value - 0.04}
+                                row |= {f"{name}_high": value + 0.02}
+                            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def spectra_table(subjects=("small",), layers=6, d_model=64, n_tokens=256):
+    rows = []
+    for subject in subjects:
+        for layer in range(layers):
+            for token_set in ("all", "no_sink"):
+                for deflate in (0, 1, 10):
+                    for centring in ("centred", "uncentred"):
+                        pr = 2.0 + layer + deflate + 20 * (token_set == "no_sink")
+                        row = dict(subject=subject, corpus="texts", layer=layer, deflate=deflate)
+                        row |= dict(token_set=token_set, centring=centring, d_model=d_model)
+                        row |= dict(n_tokens=n_tokens - 4 * (token_set == "no_sink"), pr=pr)
+                        rows.append(row | {"pr": pr if centring == "centred" else 0.5})
+    return pd.DataFrame(rows)
+
+
+def histories(ks=(8, 32), layers=(3, 5), seeds=(0,)):
+    rows = []
+    for layer in layers:
+        for k in ks:
+            for seed in seeds:
+                tokens = 100 * np.arange(1, 60)
+                row = dict(subject="small", corpus="texts", objective="mse", layer=layer)
+                row |= dict(expansion=8, k=k, seed=seed, budget=6000, tokens=tokens)
+                rows.append(pd.DataFrame(row | {"fvu": 3.0 / k + 20 / tokens}))
+    return pd.concat(rows, ignore_index=True)
+
+
+DRAWN = {
+    "proxy_gap": lambda: figures.proxy_gap(grid_table(), "A title"),
+    "proxy_gap_one": lambda: figures.proxy_gap(grid_table((3,), (8,))),
+    "proxy_gap_many": lambda: figures.proxy_gap(grid_table((1, 2), seeds=(0, 1), subjects="ab")),
+    "rate_distortion": lambda: figures.rate_distortion(grid_table(), "A title"),
+    "rate_distortion_one": lambda: figures.rate_distortion(grid_table((3,), (8,))),
+    "rate_distortion_many": lambda: figures.rate_distortion(grid_table(subjects="ab")),
+    "pr_canyon": lambda: figures.pr_canyon(spectra_table(), "A title", {"small": [2, 4]}),
+    "pr_canyon_many": lambda: figures.pr_canyon(spectra_table(("a", "b", "c"))),
+    "loss_curves": lambda: figures.loss_curves(histories(), "A title"),
+    "loss_curves_one": lambda: figures.loss_curves(histories((8,), (3,), (0, 1))),
+}
+
+
+def lines(ax, colour, marker=None):
+    """Drawn lines of one colour: those with a marker, or those without."""
+    return [
+        line
+        for line in ax.get_lines()
+        if to_hex(line.get_color()).upper() == colour.upper()
+        and line.get_marker() == (marker or "None")
+    ]
+
+
+# --- every figure -------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", DRAWN)
+def test_text_fits_and_nothing_covers_the_axes(name):
+    """Every text lies inside the page at 8 or 9 points; the legend lies outside the axes."""
+    figure = DRAWN[name]()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    with drawing.style():
+        figure.draw(renderer)
+        page = figure.bbox.padded(1)
+        parts = [legend.get_window_extent(renderer) for legend in figure.legends]
+        for ax in figure.axes:
+            assert not parts[0].overlaps(ax.get_window_extent(renderer))
+        parts += [ax.get_tightbbox(renderer) for ax in figure.axes]
+        parts += [text.get_window_extent(renderer) for text in figure.texts]
+    for part in parts:
+        assert page.x0 <= part.x0 and part.x1 <= page.x1
+        assert page.y0 <= part.y0 and part.y1 <= page.y1
+    for text in figure.findobj(Text):
+        assert 8 <= text.get_fontsize() <= 9
+    width = figure.get_size_inches()[0]
+    assert width in (drawing.SINGLE, drawing.MIDDLE, drawing.DOUBLE)
+
+
+@pytest.mark.parametrize("name", ["proxy_gap", "rate_distortion", "pr_canyon", "loss_curves"])
+def test_same_table_same_bytes(name, tmp_path):
+    """Neither the time, nor a user's matplotlibrc, nor pyplot's state is in the file."""
+    for i, rc in enumerate([{}, {"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "x"}]):
+        with matplotlib.rc_context(rc):
+            figures.save(DRAWN[name](), tmp_path / f"{i}.svg", tmp_path / f"{i}.png")
+    for suffix in ("svg", "png"):
+        first, second = ((tmp_path / f"{i}.{suffix}").read_bytes() for i in range(2))
+        assert first == second
+    text = (tmp_path / "0.svg").read_text()
+    assert "<dc:date>" not in text and matplotlib.__version__ not in text
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "column"),
+    [
+        (figures.proxy_gap, grid_table, "ce_rec_mean_of_ratios"),
+        (figures.rate_distortion, grid_table, "rate_bits"),
+        (figures.pr_canyon, spectra_table, "n_tokens"),
+        (figures.loss_curves, histories, "fvu"),
+    ],
+)
+def test_unusable_tables(draw, table, column):
+    with pytest.raises(StreamgaugeError, match=f"lacks the columns {column}"):
+        draw(table().drop(columns=column))
+    with pytest.raises(StreamgaugeError, match="nothing to draw"):
+        draw(table().iloc[:0])
+
+
+def test_a_grid_of_controls_only_is_refused():
+    table = grid_table()
+    for draw in (figures.proxy_gap, figures.rate_distortion):
+        with pytest.raises(StreamgaugeError, match="nothing to draw"):
+            draw(table[table.codec != "sae"])
+
+
+# --- each figure --------------------------------------------------------------------------------
+def test_proxy_gap_shows_the_table_and_its_controls():
+    table = grid_table((10,), (8, 32))
+    top, low = figures.proxy_gap(table).axes
+    trained = table[(table.codec == "sae") & (table.token_set == "all")]
+    solid, dashed = lines(top, drawing.BLUE)
+    np.testing.assert_allclose(solid.get_ydata(), trained.r2)
+    assert solid.get_linestyle() == "-" and dashed.get_linestyle() == "--"
+    filled, opened = (line for line in lines(top, drawing.VERMILLION, "s"))
+    np.testing.assert_allclose(filled.get_ydata(), trained.ce_rec_mean_of_ratios)
+    assert to_hex(opened.get_markerfacecolor()) == "#ffffff"
+    (untrained,) = [line for line in lines(low, drawing.GREY, "o") if len(line.get_ydata()) == 2]
+    np.testing.assert_allclose(untrained.get_ydata(), [-0.3, -0.5])
+    dotted = [line for line in lines(low, drawing.GREY) if line.get_linestyle() == ":"]
+    assert [line.get_ydata()[0] for line in dotted] == [0.0, -0.7]
+    assert not lines(top, drawing.GREY)
+
+
+def test_intervals_are_the_tables():
+    table = grid_table((10,), (8,))
+    top, _ = figures.proxy_gap(table).axes
+    bars = [segment for c in top.collections for segment in c.get_segments()]
+    spans = sorted(tuple(segment[:, 1]) for segment in bars)
+    rows = table[table.codec == "sae"]
+    wanted = sorted(
+        (row[f"{m}_low"], row[f"{m}_high"])
+        for m in ("r2", "ce_rec_mean_of_ratios")
+        for _, row in rows.iterrows()
+    )
+    np.testing.assert_allclose(spans, wanted)
+
+
+def test_every_seed_has_its_point_and_the_line_joins_means():
+    table = grid_table((10,), (8, 32), seeds=(0, 1, 2))
+    top, _ = figures.proxy_gap(table).axes
+    trained = table[(table.codec == "sae") & (table.token_set == "all")]
+    points = lines(top, drawing.BLUE, "o")[0]
+    assert len(points.get_ydata()) == 6
+    means = trained.groupby("k").r2.mean()
+    np.testing.assert_allclose(lines(top, drawing.BLUE)[0].get_ydata(), means)
+
+
+def test_panels_follow_the_table_and_share_their_scale():
+    table = grid_table((2, 1), subjects=("pythia-70m", "pythia-160m"))
+    drawn = figures.proxy_gap(table)
+    titles = [ax.get_title(loc="left") for ax in drawn.axes if ax.get_title(loc="left")]
+    assert titles[0] == "pythia-70m, layer 2" and len(titles) == 4
+    tops = [ax for ax in drawn.axes if ax.get_title(loc="left")]
+    assert len({ax.get_ylim() for ax in tops}) == 1
+
+
+def test_rate_distortion_flips_and_keeps_what_a_log_axis_cannot_hold():
+    table = grid_table((10,), (8, 32))
+    perfect = (table.codec == "sae") & (table.k == 32) & (table.token_set == "all")
+    table.loc[perfect, "ce_rec_mean_of_ratios"] = 1.02
+    left, right = figures.rate_distortion(table).axes
+    trained = table[(table.codec == "sae") & (table.token_set == "all")]
+    points = lines(left, drawing.BLUE, "o")[0]
+    np.testing.assert_allclose(points.get_ydata(), 1 - trained.r2)
+    np.testing.assert_allclose(points.get_xdata(), trained.rate_bits)
+    triangles = [line for line in lines(right, drawing.BLUE, "v") if len(line.get_ydata())]
+    assert len(triangles) == 1
+    others = [y for line in lines(right, drawing.BLUE, "o") for y in line.get_ydata()]
+    assert 0 < triangles[0].get_ydata()[0] < min(others)
+    levels = [line for line in lines(right, drawing.GREY) if line.get_linestyle() == ":"]
+    np.testing.assert_allclose(levels[0].get_ydata(), 1.7)
+
+
+def test_pr_canyon_draws_the_ceiling_prints_n_and_marks_hooked_layers():
+    (ax,) = figures.pr_canyon(spectra_table(), hooked={"small": [2, 4]}).axes
+    ceiling = [line for line in lines(ax, drawing.GREY) if line.get_linestyle() == ":"]
+    np.testing.assert_allclose(ceiling[0].get_ydata(), 64 / (1 + 64 / 256))
+    assert "d = 64, n = 256 tokens, 252 without sinks" in ax.get_title(loc="left")
+    marks = [line.get_xdata()[0] for line in lines(ax, drawing.PALE)]
+    assert marks == [2, 4]
+    raw, _ = lines(ax, drawing.BLUE, "o")
+    np.testing.assert_allclose(raw.get_ydata(), [2, 3, 4, 5, 6, 7])  # centred only
+    assert ax.get_yscale() == "log"
+
+
+def test_loss_curves_are_means_over_bins_of_tokens():
+    table = histories((8,), (3,))
+    (ax,) = figures.loss_curves(table).axes
+    (line,) = lines(ax, drawing.BLUE)
+    bins = np.floor(20 * np.log10(table.tokens))
+    np.testing.assert_allclose(line.get_ydata(), table.fvu.groupby(bins).mean())
+    assert lines(ax, drawing.GREY)[0].get_ydata() == [1.0, 1.0]
+
+
+def test_read_histories_adds_what_the_spec_says(tmp_path):
+    tables, manifests = [], []
+    for k in (8, 32):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        pd.DataFrame({"step": [0], "tokens": [64], "fvu": [0.5]}).to_csv(folder / "training.csv")
+        spec = (
+            '{"stage": "train_sae", "wildcards": {"subject": "s", "corpus": "c", "ell": "03",'
+            f' "expansion": "8", "k": "{k}", "tokens": "1000", "objective": "mse", "seed": "0"}}}}'
+        )
+        manifest.write(folder / "sae.json", spec, [folder / "training.csv"])
+        tables.append(folder / "training.csv")
+        manifests.append(folder / "sae.json")
+    found = figures.read_histories(tables, manifests)
+    assert list(found.k) == [8, 32] and list(found.layer) == [3, 3]
+    assert list(found.tokens) == [64, 64] and list(found.budget) == [1000, 1000]
+    figures.loss_curves(found)
