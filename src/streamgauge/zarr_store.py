@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,7 +93,8 @@ def scratch(final: Path | str, spec: str) -> Path:
     """The directory in which `final` is being made: ``.{name}.partial`` beside it.
 
     An earlier attempt's directory is kept when it was begun for the same `spec` (the canonical
-    JSON string of the artifact) and removed otherwise.
+    JSON string of the artifact) and removed otherwise. Processes that share a store may all call
+    this, unless one for another spec may still lie there: then one of them calls it first.
 
     Raises:
         StreamgaugeError: the directory cannot be made or replaced.
@@ -103,9 +105,17 @@ def scratch(final: Path | str, spec: str) -> Path:
     with writing(path):
         if path.is_dir() and not (mark.is_file() and mark.read_text() == spec):
             shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        if not mark.is_file():
-            _replace(mark, spec.encode())
+        if not path.is_dir():
+            # appears with its spec in it, so that processes starting together agree
+            begun = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+            begun.mkdir(parents=True)
+            (begun / _SPEC).write_text(spec)
+            try:
+                begun.rename(path)
+            except OSError:
+                shutil.rmtree(begun)
+                if not path.is_dir():
+                    raise
     return path
 
 
@@ -349,7 +359,7 @@ def _grid(array: Array, rows: int | None) -> tuple[int, ...]:
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a file under its name only when it is whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     temporary.write_bytes(data)
     os.replace(temporary, path)
 

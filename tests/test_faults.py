@@ -1,0 +1,290 @@
+"""What goes wrong while harvesting costs no finished work: kills, full disks, refused writes.
+
+The processes here harvest from a lookup table in place of a language model: quick to start, and
+each of its outputs depends on the whole batch, so a batch cut differently would show.
+"""
+
+import errno
+import hashlib
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streamgauge import harvest, stores
+from streamgauge.errors import StreamgaugeError
+
+N, T, D = 600, 128, 32  # five shards of 128 sequences, the last one short; 1 MiB each
+VOCABULARY = 500
+BATCH = 24
+
+
+class Lookup:
+    """Stands in for a subject: a table of vectors, plus the mean of the batch."""
+
+    n_layers, vocab_size, device = 1, VOCABULARY, "cpu"
+
+    def __init__(self, d_model=D, seconds=0.0):
+        generator = torch.Generator().manual_seed(0)
+        self.d_model, self.seconds, self.calls = d_model, seconds, 0
+        self._table = torch.randn(VOCABULARY, d_model, generator=generator)
+
+    def residuals(self, ids, layers):
+        self.calls += 1
+        time.sleep(self.seconds)
+        h = self._table[ids]
+        return {layer: h + 0.1 * h.mean((0, 1)) for layer in layers}
+
+
+def rows(n=N):
+    return np.random.default_rng(0).integers(0, VOCABULARY, (n, T), dtype=np.int32)
+
+
+def run(final, start=0, stop=None, seconds=0.0, subject=None):
+    work = stores.scratch(final, "{}")
+    subject = subject or Lookup(seconds=seconds)
+    harvest.harvest(
+        subject, rows(), 0, work, batch_size=BATCH, start=start, stop=stop, progress=False
+    )
+
+
+def run_whole(final, seconds=0.0):
+    run(final, seconds=seconds)
+    close(final)
+
+
+def close(final):
+    work = stores.scratch(final, "{}")
+    harvest.finish(work, progress=False)
+    stores.commit(work, final)
+
+
+def tree_digest(path):
+    h = hashlib.sha256()
+    for f in sorted(p for p in Path(path).rglob("*") if p.is_file()):
+        h.update(str(f.relative_to(path)).encode() + b"\0" + f.read_bytes())
+    return h.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Digest of an uninterrupted harvest."""
+    final = tmp_path_factory.mktemp("whole") / "a.zarr"
+    run_whole(final)
+    return tree_digest(final)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts real processes quickly, from a server that has the imports done."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "streamgauge.harvest"])
+    return context
+
+
+def test_kill_9_at_any_moment_then_resume_gives_the_same_bytes(tmp_path, processes, whole):
+    final = tmp_path / "a.zarr"
+    moments = np.random.default_rng(3).uniform(0.05, 1.2, 6)
+    kills = 0
+    for moment in moments:
+        process = processes.Process(target=run_whole, args=(final, 0.03))
+        process.start()
+        deadline = time.monotonic() + 20
+        work = tmp_path / ".a.zarr.partial"
+        while not (work / "zarr.json").exists() and not final.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(moment)
+        if final.exists():
+            process.join()
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    assert kills
+    if not final.exists():
+        run_whole(final)
+    assert tree_digest(final) == whole
+
+
+def test_kills_while_writing_leave_nothing_half_done(tmp_path, processes, whole):
+    """Killed as soon as any new file of the store appears: at its most delicate."""
+    final, work = tmp_path / "a.zarr", tmp_path / ".a.zarr.partial"
+    for count in (1, 3, 7, 9, 12, 15):
+        process = processes.Process(target=run_whole, args=(final,))
+        process.start()
+        while process.is_alive() and sum(1 for p in work.rglob("*") if p.is_file()) < count + 6:
+            pass
+        process.kill()
+        process.join()
+        if final.exists():
+            break
+    if not final.exists():
+        run_whole(final)
+    assert tree_digest(final) == whole
+
+
+def test_processes_share_a_store_by_ranges(tmp_path, processes, whole):
+    final = tmp_path / "a.zarr"
+    parts = [(256, N), (0, 128), (128, 256)]
+    running = [processes.Process(target=run, args=(final, *part)) for part in parts]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    assert [process.exitcode for process in running] == [0, 0, 0]
+    close(final)
+    assert tree_digest(final) == whole
+
+
+def test_a_failing_disk_stops_the_work_at_once_and_loses_nothing(tmp_path, monkeypatch, whole):
+    final = tmp_path / "a.zarr"
+    write, subject = stores.Store.write, Lookup(seconds=0.02)
+
+    def fails(self, name, start, values):
+        if start == 256:
+            with stores.writing(self.path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, name, start, values)
+
+    monkeypatch.setattr(stores.Store, "write", fails)
+    with pytest.raises(StreamgaugeError) as caught:
+        run(final, subject=subject)
+    text = str(caught.value)
+    assert ".a.zarr.partial: cannot write: No space left on device. Free space" in text
+    # the third shard's 6 batches are handed over, at most a few of the fourth's are computed
+    assert subject.calls <= 1 + 3 * 6 + 3
+    assert stores.Store(tmp_path / ".a.zarr.partial").missing("activations") == [2, 3, 4]
+    monkeypatch.undo()
+    resumed = Lookup()
+    run(final, subject=resumed)
+    assert resumed.calls == 6 + 6 + 4
+    close(final)
+    assert tree_digest(final) == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MiB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("mounting a file system needs privileges this user lacks")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_really_full_disk(small_disk, whole):
+    final = small_disk / "a.zarr"
+    with pytest.raises(StreamgaugeError, match=r"No space left on device. Free space"):
+        run(final)
+    work = small_disk / ".a.zarr.partial"
+    assert len(stores.Store(work).missing("activations")) < 5
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    run_whole(final)
+    assert tree_digest(final) == whole
+
+
+def limited(final):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))
+    try:
+        run(final)
+    except StreamgaugeError as error:
+        (final.parent / "error.txt").write_text(str(error))
+        sys.exit(1)
+
+
+def test_a_file_size_limit_is_named(tmp_path, processes, whole):
+    final = tmp_path / "a.zarr"
+    process = processes.Process(target=limited, args=(final,))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    assert "Raise the file size limit (ulimit -f)" in (tmp_path / "error.txt").read_text()
+    assert not list((tmp_path / ".a.zarr.partial").rglob("*.partial"))
+    run_whole(final)
+    assert tree_digest(final) == whole
+
+
+def test_a_file_where_a_directory_belongs_is_named(tmp_path):
+    blocker = tmp_path / "L10"
+    blocker.write_text("")
+    with pytest.raises(StreamgaugeError, match="cannot write: Not a directory") as caught:
+        stores.scratch(blocker / "a.zarr", "{}")
+    assert str(blocker) in caught.value.where and "Move away the file" in str(caught.value)
+    work = stores.scratch(tmp_path / "b.zarr", "{}")
+    (work / "activations").write_text("")
+    with pytest.raises(StreamgaugeError, match="Move away the file"):
+        run(tmp_path / "b.zarr")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_read_only_directory_is_named(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    with pytest.raises(StreamgaugeError, match=r"Permission denied.*writable for this user"):
+        stores.scratch(tmp_path / "locked/a.zarr", "{}")
+
+
+def as_nobody(directory):
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        run(Path(directory) / "a.zarr")
+    except StreamgaugeError as error:
+        sys.exit(3 if "Make the directory writable for this user" in str(error) else 4)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_directory_of_someone_else_is_named(processes, tmp_path):
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    process = processes.Process(target=as_nobody, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 3
+
+
+def peak(final, n, out):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work = stores.scratch(final, "{}")
+    harvest.harvest(Lookup(d_model=192), rows(n), 0, work, batch_size=16, progress=False)
+    harvest.finish(work, progress=False)
+    out.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, processes):
+    """4 and 24 shards of 6 MiB: what is kept of them would show."""
+    used = []
+    for n in (512, 3072):
+        out = processes.SimpleQueue()
+        process = processes.Process(target=peak, args=(tmp_path / f"{n}.zarr", n, out))
+        process.start()
+        used.append(out.get() / 1024)
+        process.join()
+    assert used[1] - used[0] < 12, f"peak grew from {used[0]:.0f} to {used[1]:.0f} MiB"
+
+
+def test_an_error_in_the_forward_pass_keeps_finished_shards(tmp_path, whole):
+    class Fails(Lookup):
+        def residuals(self, ids, layers):
+            if self.calls == 14:  # the probe, two shards of 6 batches, one more
+                raise RuntimeError("out of memory")
+            return super().residuals(ids, layers)
+
+    final = tmp_path / "a.zarr"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(final, subject=Fails())
+    assert stores.Store(tmp_path / ".a.zarr.partial").missing("activations") == [2, 3, 4]
+    run_whole(final)
+    assert tree_digest(final) == whole
