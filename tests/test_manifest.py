@@ -99,3 +99,13 @@ def test_something_else_is_refused_by_name(tmp_path, text):
 def test_not_a_number_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Out of range float"):
         manifest.write(tmp_path / "x.json", SPEC, [], facts={"r2": float("nan")})
+
+
+def test_unfinished_work_belongs_to_its_spec_and_to_its_inputs(artifact):
+    source = artifact.parents[1]
+    before = manifest.identity(SPEC, [source / "in.json"])
+    assert manifest.identity(SPEC, [source / "in.json"]) == before
+    assert manifest.identity(SPEC.replace('"s"', '"t"'), [source / "in.json"]) != before
+    (source / "in.csv").write_text("x\n2\n")
+    manifest.write(source / "in.json", SPEC, [source / "in.csv"])
+    assert manifest.identity(SPEC, [source / "in.json"]) != before

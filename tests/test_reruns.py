@@ -1,8 +1,9 @@
-"""Change one thing and exactly what depends on it would run: the incremental promise, row by row."""
+"""Change one thing, and exactly what depends on it would run: the promise, row by row."""
 
 import subprocess
 
 import pytest
+
 import workflow
 from workflow import STUDY, planned, snakemake
 

@@ -1,5 +1,6 @@
 """Eigen-spectra of every layer in one pass over token rows: how dimension runs with depth."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,6 +131,13 @@ def write(final: Path | str, spec: str, result: Spectra) -> None:
     store.write_all("eigenvalues", result.eigenvalues)
     store.write_all("n_tokens", result.n_tokens)
     stores.commit(work, final)
+
+
+def write_table(path: Path | str, result: Spectra, wildcards: Mapping[str, str]) -> None:
+    """Write the table as CSV, behind the columns ``subject`` and ``corpus``."""
+    own = {name: wildcards[name] for name in ("subject", "corpus")}
+    table = result.table.assign(**own)
+    table[[*own, *result.table.columns]].to_csv(path, index=False)
 
 
 def _table(eigenvalues: np.ndarray, n_tokens: np.ndarray, deflate: int) -> pd.DataFrame:

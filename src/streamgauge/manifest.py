@@ -63,6 +63,19 @@ def write(
     return record
 
 
+def identity(spec: str, inputs: Sequence[str | Path]) -> str:
+    """What unfinished work belongs to: its spec and the digests of what it is made from.
+
+    Work left by a killed job may be continued only where this string is the same.
+
+    Args:
+        spec: the artifact's spec.
+        inputs: manifests of what it is made from.
+    """
+    digests = [read(source)["digest"] for source in inputs]
+    return json.dumps({"spec": json.loads(spec), "inputs": digests}, sort_keys=True)
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """Read a manifest.
 

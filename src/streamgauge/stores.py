@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamgauge.zarr_store import Array, Store, commit, create, scratch, writing
+from streamgauge.zarr_store import Array, Store, commit, create, scratch, working, writing
 
 __all__ = [
     "TOKEN_SETS",
@@ -21,10 +21,12 @@ __all__ = [
     "create_activations",
     "decode",
     "no_sink",
+    "open_tokens",
     "read_tokens",
     "rows_per_chunk_and_shard",
     "scratch",
     "store_tokens",
+    "working",
     "writing",
 ]
 
@@ -128,6 +130,10 @@ class ActivationStore:
         """Mean activation over the token set ``"all"`` or ``"no_sink"``, float64 (d_model,)."""
         return self._store.read("mean")[TOKEN_SETS.index(token_set)]
 
+    def means(self) -> dict[str, np.ndarray]:
+        """`mean` of every token set."""
+        return {token_set: self.mean(token_set) for token_set in TOKEN_SETS}
+
 
 def no_sink(norm: np.ndarray, threshold: float) -> np.ndarray:
     """Mask of the tokens that are no sinks: not at position 0 and norm at most `threshold`.
@@ -147,8 +153,12 @@ def decode(stored: np.ndarray) -> np.ndarray:
     return stored.astype(np.float32, copy=False)
 
 
-def store_tokens(final: Path | str, spec: str, tokens: np.ndarray, document: np.ndarray) -> None:
-    """Write a token store: ``tokens`` and ``document``, both int32 (sequence, position)."""
+def store_tokens(final: Path | str, spec: str, tokens: np.ndarray, document: np.ndarray) -> dict:
+    """Write a token store: ``tokens`` and ``document``, both int32 (sequence, position).
+
+    Returns:
+        The manifest's facts: n_sequences, n_positions, n_documents, units.
+    """
     tokens, document = np.asarray(tokens), np.asarray(document)
     n_positions = tokens.shape[1]
     # token ids are a thousand times smaller than activations: larger chunks, same idea
@@ -167,6 +177,17 @@ def store_tokens(final: Path | str, spec: str, tokens: np.ndarray, document: np.
     store.write("tokens", 0, tokens)
     store.write("document", 0, document)
     commit(work, final)
+    return {
+        "n_sequences": tokens.shape[0],
+        "n_positions": n_positions,
+        "n_documents": len(np.unique(document[document >= 0])),
+        "units": {"tokens": "token id", "document": "1"},
+    }
+
+
+def open_tokens(path: Path | str):
+    """The token ids of a token store, (n_sequences, n_positions), read as they are sliced."""
+    return Store(path).array("tokens")
 
 
 def read_tokens(path: Path | str) -> tuple[np.ndarray, np.ndarray]:

@@ -119,6 +119,14 @@ def scratch(final: Path | str, spec: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def working(final: Path | str, spec: str) -> Iterator[Path]:
+    """A `scratch` directory for work that leaves no store: removed once the work has succeeded."""
+    work = scratch(final, spec)
+    yield work
+    shutil.rmtree(work)
+
+
 def create(
     path: Path | str,
     arrays: Sequence[Array],

@@ -4,16 +4,17 @@ from streamgauge import harvest, manifest, provenance, stores, subjects
 from streamgauge.jobs import job
 
 with job(snakemake.log[0], snakemake.threads):
-    spec, out = snakemake.params.spec, snakemake.output
-    scratch = stores.scratch(out.store, spec)
+    spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
+    dtype = manifest.read(source.subject)["facts"]["dtype"]
+    made_from = [source.subject, source.tokens]
+    scratch = stores.scratch(out.store, manifest.identity(spec, made_from))
     harvest.harvest(
-        subjects.load(snakemake.input.model, snakemake.resources.device),
-        stores.read_tokens(snakemake.input.token_store),
+        subjects.load(source.model, snakemake.resources.device, dtype),
+        stores.open_tokens(source.token_store),
         int(snakemake.wildcards.ell),
         scratch,
         **provenance.settings(spec, "harvest"),
     )
     facts = harvest.finish(scratch)
     stores.commit(scratch, out.store)
-    made_from = [snakemake.input.subject, snakemake.input.tokens]
     manifest.write(out.manifest, spec, [out.store], made_from, facts)

@@ -8,9 +8,10 @@ from streamgauge.jobs import job
 with job(snakemake.log[0], snakemake.threads):
     spec, source = snakemake.params.spec, snakemake.input
     shape = manifest.read(source.sae)["facts"]
-    facts = scores.scores(
+    facts = scores.scorecard(
         pd.concat([pd.read_parquet(source.table), pd.read_parquet(source.baseline_table)]),
         pd.read_parquet(source.latents),
+        d_model=shape["d_model"],
         d_sae=shape["d_sae"],
         k=shape["k"],
         **provenance.settings(spec, "statistics"),

@@ -4,15 +4,14 @@ from streamgauge import depth_profile, manifest, provenance, stores, subjects
 from streamgauge.jobs import job
 
 with job(snakemake.log[0], snakemake.threads):
-    spec, out = snakemake.params.spec, snakemake.output
-    scratch = stores.scratch(out.store, spec)
-    facts = depth_profile.depth_profile(
-        subjects.load(snakemake.input.model, snakemake.resources.device),
-        stores.read_tokens(snakemake.input.token_store),
-        scratch,
-        out.table,
+    spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
+    dtype = manifest.read(source.subject)["facts"]["dtype"]
+    found = depth_profile.spectra(
+        subjects.load(source.model, snakemake.resources.device, dtype),
+        stores.open_tokens(source.token_store),
         **provenance.settings(spec, "spectra"),
     )
-    stores.commit(scratch, out.store)
-    made_from = [snakemake.input.subject, snakemake.input.tokens]
-    manifest.write(out.manifest, spec, [out.store, out.table], made_from, facts)
+    depth_profile.write(out.store, spec, found)
+    depth_profile.write_table(out.table, found, snakemake.wildcards)
+    files = [out.store, out.table]
+    manifest.write(out.manifest, spec, files, [source.subject, source.tokens])

@@ -11,7 +11,5 @@ with job(snakemake.log[0], snakemake.threads):
         snakemake.wildcards.split,
         provenance.settings(spec, "sequences"),
     )
-    scratch = stores.scratch(out.store, spec)
-    facts = stores.store_tokens(scratch, tokens, document)
-    stores.commit(scratch, out.store)
+    facts = stores.store_tokens(out.store, spec, tokens, document)
     manifest.write(out.manifest, spec, [out.store], [snakemake.input.subject], facts)
