@@ -17,7 +17,7 @@ from streamgauge.errors import StreamgaugeError
 RELATIVE_ERROR_EPS = 1e-10
 
 
-def _float64(x):
+def float64(x):
     """`x` in float64: torch stays on its device unless that device has no float64 (MPS)."""
     if hasattr(x, "double"):
         return (x.cpu() if x.device.type == "mps" else x).double()
@@ -26,18 +26,18 @@ def _float64(x):
 
 def squared_norm_per_token(a):
     """‖a_t‖² for every token: shape ``(...,)`` from ``(..., d)``, float64."""
-    a = _float64(a)
+    a = float64(a)
     return (a * a).sum(-1)
 
 
 def squared_error_per_token(a, a_hat):
     """‖a_t − â_t‖² for every token, float64. With a mean in place of `a_hat`: the terms of SST."""
-    return squared_norm_per_token(_float64(a) - _float64(a_hat))
+    return squared_norm_per_token(float64(a) - float64(a_hat))
 
 
 def dot_per_token(a, a_hat):
     """a_t·â_t for every token, float64."""
-    return (_float64(a) * _float64(a_hat)).sum(-1)
+    return (float64(a) * float64(a_hat)).sum(-1)
 
 
 def cosine_per_token(a, a_hat):
@@ -54,7 +54,7 @@ def relative_error_per_token(a, a_hat):
 
 
 def _checked(a, a_hat):
-    a, a_hat = _float64(a), _float64(a_hat)
+    a, a_hat = float64(a), float64(a_hat)
     if a.shape != a_hat.shape or a.ndim < 2:
         raise StreamgaugeError(
             f"activations {tuple(a.shape)} and reconstructions {tuple(a_hat.shape)} do not match",
@@ -77,7 +77,7 @@ def r_squared(a, a_hat, mean=None) -> float:
         R², dimensionless; NaN when SST is 0.
     """
     a, a_hat = _checked(a, a_hat)
-    mean = a.mean(0) if mean is None else _float64(mean)
+    mean = a.mean(0) if mean is None else float64(mean)
     sse = float(squared_error_per_token(a, a_hat).sum())
     sst = float(squared_error_per_token(a, mean).sum())
     return 1 - sse / sst if sst else math.nan
@@ -104,6 +104,16 @@ def relative_error(a, a_hat) -> float:
     return float(relative_error_per_token(*_checked(a, a_hat)).mean())
 
 
+def loss_recovered(l_orig, l_recon):
+    """2 − L_recon/L_orig, element by element: 1 when nothing is lost, 0 when the loss doubles."""
+    return 2 - l_recon / l_orig
+
+
+def loss_score(l_orig, l_recon, l_ablated):
+    """(L_abl − L_recon)/(L_abl − L_orig), element by element."""
+    return (l_ablated - l_recon) / (l_ablated - l_orig)
+
+
 def ce_rec(l_orig, l_recon, how: str = "mean_of_ratios", weights=None) -> float:
     """Cross-entropy recovery from per-sequence losses.
 
@@ -120,10 +130,10 @@ def ce_rec(l_orig, l_recon, how: str = "mean_of_ratios", weights=None) -> float:
     """
     l_orig, l_recon = np.asarray(l_orig, np.float64), np.asarray(l_recon, np.float64)
     if how == "mean_of_ratios":
-        return float(np.mean(2 - l_recon / l_orig))
+        return float(np.mean(loss_recovered(l_orig, l_recon)))
     if how == "ratio_of_totals":
         weights = np.ones_like(l_orig) if weights is None else np.asarray(weights, np.float64)
-        return float(2 - np.sum(weights * l_recon) / np.sum(weights * l_orig))
+        return float(loss_recovered(np.sum(weights * l_orig), np.sum(weights * l_recon)))
     raise StreamgaugeError(
         f"ce_rec has no aggregate '{how}'", remedy="Use 'mean_of_ratios' or 'ratio_of_totals'."
     )
@@ -144,7 +154,7 @@ def ce_loss_score(l_orig, l_recon, l_ablated, weights=None) -> float:
         np.average(np.atleast_1d(np.asarray(x, np.float64)), weights=weights)
         for x in (l_orig, l_recon, l_ablated)
     )
-    return float((ablated - recon) / (ablated - orig))
+    return float(loss_score(orig, recon, ablated))
 
 
 def rate_bits_per_token(d_sae: int, k: int, bits_per_value: float = 8) -> float:
@@ -171,8 +181,8 @@ def entropy_rate_bits(firing_rates, bits_per_value: float = 8):
     """
     p = np.asarray(firing_rates, np.float64)
     q = 1 - p
-    # p·log2 p → 0 at p = 0: the logarithm is taken of 1 there
-    bits = -p * np.log2(np.where(p > 0, p, 1)) - q * np.log2(np.where(q > 0, q, 1))
+    tiny = np.finfo(np.float64).tiny  # 0·log2(tiny) is 0, the limit of p·log2 p
+    bits = -p * np.log2(np.maximum(p, tiny)) - q * np.log2(np.maximum(q, tiny))
     return bits.sum(-1) + bits_per_value * p.sum(-1)
 
 
@@ -191,7 +201,7 @@ def cross_entropy_per_position(log_q, labels):
         log_q: log-probabilities ``(..., V)``, from `log_probabilities`.
         labels: token ids ``(...,)``, int64.
     """
-    return -_float64(log_q.gather(-1, labels[..., None])[..., 0])
+    return -float64(log_q.gather(-1, labels[..., None])[..., 0])
 
 
 def kl_per_position(log_p, log_q):
