@@ -165,3 +165,21 @@ def test_the_sae_folder_reads_as_documented():
     common = (ROOT / "rules/common.smk").read_text()
     pattern = re.search(r"topk-x[^\"]*", common).group().replace("{{", "{").replace("}}", "}")
     assert f"`{pattern}`" in text
+
+
+def test_every_module_has_its_row_in_the_architecture():
+    text = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| [^|`]+ \| ((?:`\w+`(?:, )?)+) \|$", text, re.M)
+    documented = re.findall(r"`(\w+)`", " ".join(rows))
+    modules = {path.name.removesuffix(".py") for path in (ROOT / "src/streamgauge").glob("*.py")}
+    packages = {path.parent.name for path in (ROOT / "src/streamgauge").glob("*/__init__.py")}
+    assert sorted(documented) == sorted((modules | packages) - {"__init__"})
+
+
+def test_commands_exist():
+    parsers = re.findall(r'add_parser\(\s*"(\w+)"', (ROOT / "src/streamgauge/cli.py").read_text())
+    used = set()
+    for page in PAGES:
+        text = "\n".join([*spans(page), *fenced(page, "")])
+        used |= set(re.findall(r"\bstreamgauge ([a-z]+)", text))
+    assert used and used <= set(parsers)
