@@ -50,10 +50,16 @@ def prepare(block: Mapping[str, Any], directory: str | Path) -> dict[str, Any]:
     scratch = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    source = SOURCES[block["source"]](block, scratch)
-    facts = _facts(scratch, block.get("dtype", "float32")) | {"source": source}
-    shutil.rmtree(directory, ignore_errors=True)
-    scratch.rename(directory)
+    try:
+        source = SOURCES[block["source"]](block, scratch)
+        try:
+            facts = _facts(scratch, block.get("dtype", "float32")) | {"source": source}
+        except StreamgaugeError as error:  # about the source, not about its copy here
+            raise StreamgaugeError(error.problem, where=source, remedy=error.remedy) from error
+        shutil.rmtree(directory, ignore_errors=True)
+        scratch.rename(directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return facts
 
 
