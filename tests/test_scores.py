@@ -216,13 +216,17 @@ def test_the_grid_table_has_one_row_for_each_codec_and_token_set():
     wildcards = {"subject": "s", "corpus": "c", "ell": "03", "expansion": "8", "k": "3"}
     wildcards |= {"tokens": "1000", "objective": "mse"}
     records = [
-        {"spec": {"wildcards": wildcards | {"seed": str(seed)}}, "facts": facts}
-        for seed, facts in enumerate([FOUND, json.loads(json.dumps(FOUND, sort_keys=True))])
+        {
+            "spec": {"wildcards": wildcards | {"seed": str(seed)}},
+            "facts": {"d_model": 4, "d_sae": 32, "scores": found},
+        }
+        for seed, found in enumerate([FOUND, json.loads(json.dumps(FOUND, sort_keys=True))])
     ]
     table = scores.grid_table(records)
     assert len(table) == 2 * 5 * 2
-    assert list(table.columns[:13]) == [
-        *("subject", "corpus", "layer", "expansion", "k", "tokens", "objective", "seed"),
+    assert list(table.columns[:15]) == [
+        *("subject", "corpus", "layer", "d_model", "d_sae", "expansion", "k", "tokens"),
+        *("objective", "seed"),
         *("codec", "token_set", "r2", "r2_low", "r2_high"),
     ]
     assert "n_tokens_low" not in table and table.layer.eq(3).all()

@@ -23,6 +23,18 @@ def untrained(d_model: int, d_sae: int, k: int, seed: int, b_dec) -> TopKSAE:
     return init(d_model, d_sae, k, seed, torch.as_tensor(b_dec))
 
 
+def untrained_like(sae: TopKSAE, facts: Mapping[str, object]) -> TopKSAE:
+    """The untrained control of a trained SAE, on its device.
+
+    Args:
+        sae: the trained SAE.
+        facts: its manifest's facts: ``seed`` and ``b_dec_init``.
+    """
+    d_model, d_sae = sae.W_enc.shape
+    control = untrained(d_model, d_sae, sae.k, facts["seed"], facts["b_dec_init"])
+    return control.to(sae.W_enc.device)
+
+
 def zero_ablation() -> Codec:
     """Replace every residual by zero."""
     return lambda h: (torch.zeros_like(h), None)

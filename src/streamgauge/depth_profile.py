@@ -35,13 +35,20 @@ class Spectra(NamedTuple):
 
 
 def spectra(
-    subject, tokens, *, batch_size: int = 8, deflate: int = 10, progress: bool = True
+    subject,
+    tokens,
+    *,
+    sequences: int | None = None,
+    batch_size: int = 8,
+    deflate: int = 10,
+    progress: bool = True,
 ) -> Spectra:
     """Spectra of the residual stream after every block (DEFINITIONS, "Spectra").
 
     Args:
         subject: a `subjects.Subject`.
         tokens: token ids, (n_sequences, n_positions), anything that slices to an array.
+        sequences: how many of the first rows to use; all where None or where there are fewer.
         batch_size: sequences in one forward pass.
         deflate: leading components removed for the deepest deflation; 0 and 1 are always there.
         progress: print progress lines with tokens/s.
@@ -54,6 +61,7 @@ def spectra(
         StreamgaugeError: `deflate` leaves nothing; an activation is not finite.
     """
     n_sequences, n_positions = tokens.shape
+    n_sequences = min(n_sequences, sequences or n_sequences)
     d_model, n_layers = subject.d_model, subject.n_layers
     if not 0 <= deflate < d_model:
         raise StreamgaugeError(
@@ -68,7 +76,7 @@ def spectra(
     ]
     bar = Progress(n_sequences * n_positions, "tokens", "spectra, forward") if progress else None
     for a in range(0, n_sequences, batch_size):
-        ids = np.asarray(tokens[a : a + batch_size])
+        ids = np.asarray(tokens[a : min(a + batch_size, n_sequences)])
         with torch.inference_mode():
             found = subject.residuals(
                 torch.from_numpy(ids.astype(np.int64)).to(subject.device), layers

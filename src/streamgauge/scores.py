@@ -214,6 +214,17 @@ def _entry(key, values, n, confidence) -> dict[str, float | None]:
     return dict(zip(("value", "low", "high"), numbers, strict=True))
 
 
+def scorecard(per_sequence, latents, *, d_model: int, d_sae: int, k: int, **statistics_) -> dict:
+    """`scores` with the shape they belong to, as ``scores.json`` holds them.
+
+    Args:
+        per_sequence, latents, d_sae, k: see `scores`; `statistics_` are its other arguments.
+        d_model: width of the residual stream.
+    """
+    found = scores(per_sequence, latents, d_sae=d_sae, k=k, **statistics_)
+    return {"d_model": d_model, "d_sae": d_sae, "k": k, "scores": found}
+
+
 def tidy(found: Mapping, **columns) -> pd.DataFrame:
     """`scores` as a table: one row for each codec and token set.
 
@@ -248,17 +259,19 @@ def grid_table(manifests: Iterable[Mapping]) -> pd.DataFrame:
 
     Args:
         manifests: manifests of ``scores.json`` files: the spec's wildcards say which SAE it is,
-            the facts are its scores.
+            the facts are its `scorecard`.
 
     Returns:
-        `tidy` rows behind ``subject, corpus, layer, expansion, k, tokens, objective, seed``;
-        `tokens` is the training budget.
+        `tidy` rows behind ``subject, corpus, layer, d_model, d_sae, expansion, k, tokens,
+        objective, seed``; `tokens` is the training budget.
     """
     tables = []
     for record in manifests:
         w = record["spec"]["wildcards"]
+        facts = record["facts"]
         cell = {"subject": w["subject"], "corpus": w["corpus"], "layer": int(w["ell"])}
+        cell |= {name: facts[name] for name in ("d_model", "d_sae")}
         cell |= {name: int(w[name]) for name in ("expansion", "k", "tokens")}
         cell |= {"objective": w["objective"], "seed": int(w["seed"])}
-        tables.append(tidy(record["facts"], **cell))
+        tables.append(tidy(facts["scores"], **cell))
     return pd.concat(tables, ignore_index=True)
