@@ -74,13 +74,19 @@ def harvest(
                 where=str(scratch),
                 remedy=f"Choose multiples of {rows}, or the end, {n_sequences}.",
             )
+
+    def batches(shard: int) -> list[tuple[int, int]]:
+        end = min(n_sequences, (shard + 1) * rows)
+        return [(at, min(end, at + batch_size)) for at in range(shard * rows, end, batch_size)]
+
     run = _Forward(subject, tokens, layer)
+    first_batches = batches(0)[: -(-_PROBE_SEQUENCES // batch_size)]
     stores.create_activations(
         scratch,
         n_sequences=n_sequences,
         n_positions=n_positions,
         d_model=subject.d_model,
-        dtype=_choose_dtype(run, n_sequences, scratch) if dtype == "auto" else dtype,
+        dtype=_choose_dtype(run, first_batches, scratch) if dtype == "auto" else dtype,
         layer=layer,
         hook_name=hooks.hook_name(layer),
     )
@@ -99,8 +105,7 @@ def harvest(
             for shard in todo:
                 first, end = shard * rows, min(n_sequences, (shard + 1) * rows)
                 buffer = writer.buffer()
-                for at in range(first, end, batch_size):
-                    upto = min(end, at + batch_size)
+                for at, upto in batches(shard):
                     writer.add(buffer, first, end, at, upto, run(at, upto))
                     if bar:
                         bar.update((upto - at) * n_positions)
@@ -188,8 +193,17 @@ class _Forward:
 
     def __init__(self, subject, tokens, layer: int):
         self._subject, self._tokens, self._layer = subject, tokens, layer
+        self._ahead: dict[tuple[int, int], torch.Tensor] = {}
+
+    def ahead(self, start: int, stop: int) -> torch.Tensor:
+        """Activations of sequences ``[start, stop)``, kept for the next call that wants them."""
+        self._ahead[start, stop] = self(start, stop)
+        return self._ahead[start, stop]
 
     def __call__(self, start: int, stop: int) -> torch.Tensor:
+        """Activations (sequence, position, d_model) of sequences ``[start, stop)``."""
+        if (start, stop) in self._ahead:
+            return self._ahead.pop((start, stop))
         ids = np.asarray(self._tokens[start:stop])
         if ids.min() < 0 or ids.max() >= self._subject.vocab_size:
             raise StreamgaugeError(
@@ -310,14 +324,14 @@ def _shape(tokens) -> tuple[int, int]:
     return shape
 
 
-def _choose_dtype(run: _Forward, n_sequences: int, scratch: Path | str) -> str:
+def _choose_dtype(run: _Forward, first_batches: list[tuple[int, int]], scratch: Path | str) -> str:
     if (Path(scratch) / "zarr.json").exists():
         # settled by an earlier attempt or another process
         return stores.Store(scratch).attributes["dtype"]
-    h = run(0, min(_PROBE_SEQUENCES, n_sequences))
-    if h.dtype != torch.float32:
-        return str(h.dtype).removeprefix("torch.")
-    largest = h.abs().max().item()
+    probed = [run.ahead(*batch) for batch in first_batches]
+    if probed[0].dtype != torch.float32:
+        return str(probed[0].dtype).removeprefix("torch.")
+    largest = max(h.abs().max().item() for h in probed)
     # NaN compares false: such a model fails on its first batch, by the token's name
     return "bfloat16" if largest * _HEADROOM > torch.finfo(torch.float16).max else "float16"
 
