@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-import workflow
-from workflow import STUDY, planned, snakemake
+import pipeline
+from pipeline import STUDY, planned
 
 GRID_FIGURES = {"figure proxy_gap", "figure rate_distortion"}
 FIGURES = {*GRID_FIGURES, "figure pr_canyon", "figure loss_curves"}
@@ -37,23 +37,21 @@ BELOW_SAES = BELOW_SCORES | {"figure loss_curves"}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A study that has run to the end, under version control as a user's would be."""
-    folder = workflow.create(tmp_path_factory.mktemp("study"))
-    (folder / ".gitignore").write_text("results\nlogs\n.snakemake\n__pycache__\n")
-    git(folder, "init", "-q")
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "start")
-    snakemake(folder)
-    return folder
+def repository(finished):
+    """The finished study under version control, as a user's would be."""
+    (finished / ".gitignore").write_text("results\nlogs\ndone\n.snakemake\n__pycache__\n")
+    git(finished, "init", "-q")
+    git(finished, "add", ".")
+    git(finished, "commit", "-qm", "start")
+    return finished
 
 
 @pytest.fixture
-def project(finished):
+def project(repository):
     """The finished study; edits to tracked files are undone afterwards."""
-    yield finished
-    git(finished, "checkout", "-q", "start")
-    git(finished, "checkout", "-q", "--", ".")
+    yield repository
+    git(repository, "checkout", "-q", "start")
+    git(repository, "checkout", "-q", "--", ".")
 
 
 def git(folder, *arguments):
@@ -62,11 +60,11 @@ def git(folder, *arguments):
 
 
 def edit_grid(key, value):
-    return lambda p: workflow.write(p, {**STUDY, "grid": {**STUDY["grid"], key: value}})
+    return lambda p: pipeline.write(p, {**STUDY, "grid": {**STUDY["grid"], key: value}})
 
 
 def edit_block(block, **changes):
-    return lambda p: workflow.write(p, {**STUDY, block: {**STUDY.get(block, {}), **changes}})
+    return lambda p: pipeline.write(p, {**STUDY, block: {**STUDY.get(block, {}), **changes}})
 
 
 def append(name, text):
@@ -121,7 +119,7 @@ ROWS = {
         edit_block("figures", pr_canyon={"title": "Another"}),
         {"figure pr_canyon"},
     ),
-    "where it runs": (lambda p: workflow.write(p, {**STUDY, "device": "auto"}), set()),
+    "where it runs": (lambda p: pipeline.write(p, {**STUDY, "device": "auto"}), set()),
     "a comment in a library module": (append(library("metrics"), "\n# a thought\n"), set()),
     "a line of code in metrics": (
         append(library("metrics"), LINE),

@@ -1,0 +1,34 @@
+"""Fixtures that several files share."""
+
+import shutil
+
+import pytest
+from filelock import FileLock
+
+import pipeline
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory, worker_id):
+    """A small study that Snakemake has run to the end; made once, however many workers there are.
+
+    Read it, or take a copy (`finished`); never change it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    folder = shared / "finished"
+    with FileLock(shared / "finished.lock"):
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            pipeline.create(folder)
+            (folder / "done").write_text(pipeline.snakemake(folder).stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(finished_once, tmp_path_factory):
+    """A copy of the finished study, file times and all, for one test file to change."""
+    folder = tmp_path_factory.mktemp("study") / "copy"
+    shutil.copytree(finished_once, folder, symlinks=True)
+    return folder
