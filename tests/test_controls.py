@@ -32,3 +32,11 @@ def test_the_untrained_sae_is_the_start_of_training_in_the_units_of_the_stream()
     null = controls.untrained(16, 64, 4, seed=5, b_dec=b_dec)
     torch.testing.assert_close(null(H), start(H))
     assert ((null(H)[1] != 0).sum(-1) <= 4).all()
+
+
+def test_the_control_of_a_trained_sae_is_built_from_its_facts():
+    trained = init(16, 64, 4, seed=9)
+    facts = {"seed": 5, "b_dec_init": H.mean(0).tolist()}
+    null = controls.untrained_like(trained, facts)
+    expected = controls.untrained(16, 64, 4, seed=5, b_dec=H.mean(0))
+    assert torch.equal(null(H)[0], expected(H)[0])

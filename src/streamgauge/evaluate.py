@@ -22,8 +22,10 @@ from streamgauge.stores import TOKEN_SETS, no_sink
 #: residuals (n, d) -> (reconstructions (n, d), latents (n, m) or None); a `TopKSAE` is one
 Codec = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
-# Elements held at once in each temporary over the vocabulary (32 MB of float32).
-LOGITS_AT_ONCE = 1 << 23
+# Elements held at once in each temporary over the vocabulary: on a CPU 4 MB of float32, which
+# its cache holds (half the time of 32 MB); on an accelerator 128 MB, so that launches do not count.
+LOGITS_AT_ONCE = {"cpu": 1 << 20}
+LOGITS_AT_ONCE_ELSEWHERE = 1 << 25
 # Tokens a codec is given at once, so that latents of a wide SAE fit.
 TOKENS_AT_ONCE = 4096
 _LATENT_COUNTS = ("latent", *(f"n_{s}" for s in TOKEN_SETS))
@@ -225,7 +227,8 @@ class _Batch:
         A few positions at a time: at a vocabulary of 50,000 every temporary counts.
         """
         n, length, vocabulary = logits.shape
-        step = max(1, LOGITS_AT_ONCE // vocabulary)
+        at_once = LOGITS_AT_ONCE.get(logits.device.type, LOGITS_AT_ONCE_ELSEWHERE)
+        step = max(1, at_once // vocabulary)
         ce, kl = np.zeros((2, n, length - 1))
         for i in range(n):
             for first in range(0, length - 1, step):
