@@ -1,0 +1,115 @@
+"""The command line: ``streamgauge inspect`` and ``streamgauge verify``."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from streamgauge import config, inspect, verify
+from streamgauge.errors import StreamgaugeError
+
+_PICTURES = (".svg", ".png")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: words after ``streamgauge``; the process's own by default.
+
+    Returns:
+        Exit status: 0 well, 1 `verify` found a mismatch, 2 bad input (one line on stderr).
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except StreamgaugeError as error:
+        print(f"streamgauge: {error}", file=sys.stderr)
+    except BrokenPipeError:  # e.g. `streamgauge inspect X | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"streamgauge: {error}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="streamgauge",
+        description="Look at what a study made, and check that it is what it claims to be.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--configfile",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="overlays on config.yaml, as given to snakemake",
+    )
+
+    look = commands.add_parser(
+        "inspect",
+        parents=[shared],
+        help="what an artifact is, from what, whether it is stale, quick statistics",
+        description="What an artifact is, from what, whether it is stale, and quick statistics.",
+    )
+    look.add_argument("path", metavar="PATH", help="any artifact, or a folder of them")
+    look.add_argument("--plot", metavar="FILE", help="also draw it (.svg or .png)")
+    look.set_defaults(run=_inspect)
+
+    check = commands.add_parser(
+        "verify",
+        parents=[shared],
+        help="compare artifacts with their manifests, today's config and code",
+        description="Compare every file with the digest in its manifest, and every manifest's spec "
+        "with today's config and code. Exit status 1 when something does not fit.",
+    )
+    check.add_argument("paths", nargs="*", metavar="PATH", help="artifacts or folders (results)")
+    check.set_defaults(run=_verify)
+    return parser
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    if options.plot and Path(options.plot).suffix not in _PICTURES:
+        raise StreamgaugeError(
+            "not a picture's name", where=options.plot, remedy=f"End it in {', '.join(_PICTURES)}."
+        )
+    root, valid = None, ""
+    try:
+        root, valid, _ = _project(options, options.path)
+    except StreamgaugeError as error:
+        if options.configfile:
+            raise
+        valid = str(error)
+    print(inspect.describe(options.path, root, valid))
+    if options.plot:
+        from streamgauge import figures
+
+        figures.save(inspect.picture(options.path), options.plot)
+        print(f"\npicture: {options.plot}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    paths = options.paths or ["results"]
+    root, valid, overlays = _project(options, paths[0])
+    return 0 if verify.verify(paths, root, valid, overlays=overlays) else 1
+
+
+def _project(options: argparse.Namespace, path: str) -> tuple[Path, dict, list[str]]:
+    """The checkout, its validated config, and the overlays on its config.yaml."""
+    root = verify.project(path)
+    base = root / "config.yaml"
+    # Snakemake lists config.yaml among its config files, and not always first
+    overlays = [name for name in options.configfile if Path(name).resolve() != base.resolve()]
+    valid = config.validate(
+        config.load([base, *overlays]), where=" + ".join([base.name, *overlays])
+    )
+    return root, valid, overlays
+
+
+if __name__ == "__main__":
+    sys.exit(main())
