@@ -1,5 +1,7 @@
 """Patch one SAE, and its untrained control, into the model: per-sequence losses and errors."""
 
+import os
+
 from streamgauge import controls, evaluate, manifest, provenance, stores, subjects
 from streamgauge.jobs import job
 from streamgauge.sae import io
@@ -10,7 +12,7 @@ with job(snakemake.log[0], snakemake.threads):
     trained = manifest.read(source.sae)["facts"]
     reference = stores.ActivationStore(source.store)
     subject = subjects.load(source.model, snakemake.resources.device, dtype)
-    sae = io.load_file(source.cfg).to(subject.device)
+    sae, _ = io.load(os.path.dirname(source.cfg), subject.device)
     made_from = [source.subject, source.tokens, source.activations, source.sae]
     with stores.working(out.table, manifest.identity(spec, made_from)) as scratch:
         table, latents = evaluate.evaluate(

@@ -1,21 +1,20 @@
 """Train one SAE from stored activations."""
 
-from streamgauge import manifest, provenance
+import os
+
+from streamgauge import manifest, provenance, subjects
 from streamgauge.jobs import job
-from streamgauge.sae import train
+from streamgauge.sae import cell
 
 with job(snakemake.log[0], snakemake.threads):
-    spec, out, w = snakemake.params.spec, snakemake.output, snakemake.wildcards
-    facts = train.train_one(
-        snakemake.input.store,
-        out.cfg,
-        expansion=int(w.expansion),
-        k=int(w.k),
-        tokens=int(w.tokens),
-        seed=int(w.seed),
-        settings=provenance.settings(spec, "sae"),
-        spec=spec,
-        device=snakemake.resources.device,
+    spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
+    facts = cell.fit(
+        source.store,
+        os.path.dirname(out.cfg),
+        dict(snakemake.wildcards),
+        provenance.settings(spec, "sae"),
+        manifest.identity(spec, [source.activations]),
+        subjects.resolve_device(snakemake.resources.device),
     )
     files = [out.cfg, out.weights, out.history]
-    manifest.write(out.manifest, spec, files, [snakemake.input.activations], facts)
+    manifest.write(out.manifest, spec, files, [source.activations], facts)
