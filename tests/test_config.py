@@ -1,6 +1,7 @@
 """The configuration: what is legal, what each fault is called, and that nothing else escapes."""
 
 import copy
+import dataclasses
 import re
 
 import pytest
@@ -57,6 +58,15 @@ def test_defaults_equal_config_yaml(base, stage):
     """A study without the block is the study config.yaml shows."""
     without = {key: value for key, value in base.items() if key != stage}
     assert config.validate(without)[stage] == config.validate(base)[stage]
+
+
+def test_the_sae_block_is_what_the_trainer_takes(base):
+    """Same keys, same defaults: nothing in the block is ignored, nothing is settable elsewhere."""
+    from streamgauge.sae.train import Settings
+
+    assert config.validate(base)["sae"].keys() == dataclasses.asdict(Settings()).keys()
+    without = {key: value for key, value in base.items() if key != "sae"}
+    assert config.validate(without)["sae"] == dataclasses.asdict(Settings())
 
 
 def test_commented_alternatives_are_valid(base, request):
