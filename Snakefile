@@ -3,6 +3,7 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 configfile: "config.yaml"
+report: "workflow/report/workflow.rst"
 
 include: "rules/common.smk"
 include: "rules/subjects.smk"

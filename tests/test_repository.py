@@ -18,8 +18,8 @@ ROWS = [
     {"zarr_store", "stores", "manifest", "provenance"},
     {"subjects", "corpora", "hooks"},
     {"harvest", "depth_profile", "sae", "evaluate", "scores"},
-    {"controls", "figures"},
-    {"config", "study", "cli", "inspect"},
+    {"controls", "drawing", "figures"},
+    {"config", "study", "contents", "verify", "inspect", "cli"},
 ]
 
 

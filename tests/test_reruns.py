@@ -108,7 +108,11 @@ ROWS = {
     "a seed added": (edit_grid("seeds", [0, 1]), saes(seeds=(1,)) | BELOW_SAES),
     "a layer added": (
         edit_grid("layers", {"tiny": [1, 2, 3]}),
-        harvests(["03"]) | baselines(["03"]) | saes(layers=["03"]) | BELOW_SAES,
+        harvests(["03"])
+        | baselines(["03"])
+        | saes(layers=["03"])
+        | BELOW_SAES
+        | {"figure pr_canyon"},
     ),
     "the SAE learning rate": (edit_block("sae", **STUDY["sae"], lr=0.01), saes() | BELOW_SAES),
     "the number of resamples": (

@@ -261,6 +261,15 @@ def loss_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
+def hooked_layers(manifests: Sequence[str | Path]) -> dict[str, list[int]]:
+    """subject -> layers, of harvested stores named by their manifests."""
+    found: dict[str, set[int]] = {}
+    for path in manifests:
+        w = manifest.read(path)["spec"]["wildcards"]
+        found.setdefault(w["subject"], set()).add(int(w["ell"]))
+    return {subject: sorted(layers) for subject, layers in found.items()}
+
+
 def read_histories(tables: Sequence[str | Path], manifests: Sequence[str | Path]) -> pd.DataFrame:
     """Training histories of several SAEs in one table.
 
