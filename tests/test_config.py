@@ -53,11 +53,24 @@ def test_default_config_is_valid_and_complete(base):
     assert set(valid) == set(base) == set(config.load_schema()["properties"])
 
 
+# What config.yaml sets for the demo's small budget; everything else shows the schema's default.
+DEMO_SIZED = {"sae": {"batch_size", "lr", "warmup_steps", "dead_tokens", "pool_tokens"}}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_defaults_equal_config_yaml(base, stage):
-    """A study without the block is the study config.yaml shows."""
+    """A study without the block is the study config.yaml shows, but for the demo's budget."""
     without = {key: value for key, value in base.items() if key != stage}
-    assert config.validate(without)[stage] == config.validate(base)[stage]
+    shown, default = (config.validate(c)[stage] for c in (base, without))
+    assert {key for key in shown if shown[key] != default[key]} == DEMO_SIZED.get(stage, set())
+
+
+def test_the_shipped_study_undoes_the_demos_budget(base, request):
+    """studies/pythia_70m.yaml trains with the schema's defaults."""
+    study = request.config.rootpath / "studies/pythia_70m.yaml"
+    merged = config.validate(config.load([request.config.rootpath / "config.yaml", study]))
+    without = {key: value for key, value in base.items() if key != "sae"}
+    assert merged["sae"] == config.validate(without)["sae"]
 
 
 def test_the_sae_block_is_what_the_trainer_takes(base):
@@ -162,7 +175,7 @@ def test_anchors_may_be_shared_but_not_circular(base, written):
         ("grid: {subjects: [smollm2-135]}", ["grid.subjects[0]", "nearest: smollm2-135m"]),
         ("grid: {corpora: [pile]}", ["grid.corpora[0] is 'pile'", "corpora does not define"]),
         ("grid: {tokens: [200000, 100]}", ["grid.tokens[1] is 100", "sae.batch_size"]),
-        ("sae: {pool_tokens: 512}", ["sae.pool_tokens is 512", "sae.batch_size"]),
+        ("sae: {pool_tokens: 128}", ["sae.pool_tokens is 512", "sae.batch_size"]),
         ("sae: {lr: 0}", ["sae.lr is 0.0", "auto or a number > 0"]),
         ("sae: {lr: Auto}", ["sae.lr is 'Auto'", "nearest: auto"]),
         ("sae: {lr: .nan}", ["sae.lr is nan", "finite"]),

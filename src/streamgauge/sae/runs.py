@@ -43,9 +43,9 @@ class Settings:
     """
 
     trainer: str = "native"
-    batch_size: int = 1024
+    batch_size: int = 4096
     lr: float | str = "auto"
-    warmup_steps: int = 50
+    warmup_steps: int = 1_000
     decay_fraction: float = 0.2
     eps: float = 6.25e-10
     clip: float | None = None
@@ -55,7 +55,7 @@ class Settings:
     k_aux: int = 256
     dead_tokens: int = 10_000_000
     exclude_sinks: bool = False
-    pool_tokens: int = 65_536
+    pool_tokens: int = 524_288
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Stream:
         *,
         batch_size: int,
         seed: int = 0,
-        pool_tokens: int = 65_536,
+        pool_tokens: int = 524_288,
         exclude_sinks: bool = False,
         scale: float = 1.0,
         device: str | torch.device = "cpu",

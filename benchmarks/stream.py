@@ -1,0 +1,96 @@
+"""Share of a training step that reading its shuffled batch costs.
+
+Writes a float16 activations store, then measures in turn what drawing batches costs and what
+training steps on them cost: CPU-seconds of all threads, so that reading ahead hides nothing. The
+share is the median over rounds of the ratio within a round.
+
+    python benchmarks/stream.py --out stream.json [--d-sae 4608]
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from streamgauge import stores
+from streamgauge.sae import topk
+from streamgauge.sae.step import Step
+from streamgauge.sae.stream import Stream
+
+
+def write_store(path: Path, n_sequences: int, n_positions: int, d_model: int):
+    """An activations store of Gaussian numbers."""
+    stores.create_activations(
+        path,
+        n_sequences=n_sequences,
+        n_positions=n_positions,
+        d_model=d_model,
+        dtype="float16",
+        layer=0,
+        hook_name="blocks.0.hook_resid_post",
+    )
+    store, rng = stores.Store(path, writable=True), np.random.default_rng(0)
+    rows = store.shard_rows("activations")
+    for start in range(0, n_sequences, rows):
+        shape = (min(rows, n_sequences - start), n_positions, d_model)
+        store.write("activations", start, rng.standard_normal(shape, np.float32).astype("f2"))
+    store.write("norm", 0, np.full((n_sequences, n_positions), d_model**0.5, np.float32))
+    store.write_all("median_norm", d_model**0.5)
+    store.write_all("sink_threshold", 10 * d_model**0.5)
+    return stores.ActivationStore(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="JSON file with the numbers")
+    parser.add_argument("--sequences", type=int, default=2048)
+    parser.add_argument("--positions", type=int, default=128)
+    parser.add_argument("--d-model", type=int, default=576)
+    parser.add_argument("--d-sae", type=int, default=4608)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "activations.zarr"
+        store = write_store(path, args.sequences, args.positions, args.d_model)
+        stream = Stream(store, batch_size=args.batch)
+        step = Step(topk.init(args.d_model, args.d_sae, args.k, 0), steps=10**9, lr=1e-4)
+        per_epoch = stream.tokens_per_epoch // args.batch
+        reading, training = [], []
+        for _ in range(args.rounds):
+            start = time.process_time()
+            for x in stream.batches(0, per_epoch):
+                last = x
+            reading.append((time.process_time() - start) / per_epoch)
+            start = time.process_time()
+            for _ in range(4):
+                step.step(last)
+            training.append((time.process_time() - start) / 4)
+
+    shares = [r / t for r, t in zip(reading, training, strict=True)]
+    result = {
+        "arguments": vars(args),
+        "read_seconds_per_batch": statistics.median(reading),
+        "read_tokens_per_second": args.batch / statistics.median(reading),
+        "step_seconds": statistics.median(training),
+        "share_of_step": statistics.median(shares),
+    }
+    print("| reading | tokens/s | ms a batch | share of a step |")
+    print("| --- | --: | --: | --: |")
+    print(
+        f"| shuffled, from the store | {result['read_tokens_per_second']:,.0f}"
+        f" | {1e3 * result['read_seconds_per_batch']:.1f} | {result['share_of_step']:.1%} |"
+    )
+    Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

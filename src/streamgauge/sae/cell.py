@@ -1,0 +1,66 @@
+"""One cell of a study's grid: train its SAE from a store and write it down."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from streamgauge.sae import io, train
+from streamgauge.stores import ActivationStore, working
+
+
+def fit(
+    activations: Path | str,
+    directory: Path | str,
+    cell: Mapping[str, str],
+    settings: Mapping[str, object],
+    identity: str,
+    device: str = "cpu",
+) -> dict:
+    """Train the SAE of `cell`; write its configuration, weights and ``training.csv``.
+
+    The cell's seed draws both the initial weights and the order of the tokens.
+
+    Args:
+        activations: the training store.
+        directory: where the SAE goes; unfinished work waits beside it.
+        cell: ``subject``, ``corpus``, ``expansion``, ``k``, ``seed``, ``tokens`` as text.
+        settings: the config block ``sae``, see `train.Settings`.
+        identity: what unfinished work belongs to, see `manifest.identity`.
+        device: a torch device.
+
+    Returns:
+        The manifest's facts: ``d_model``, ``d_sae``, ``k``, ``seed`` and those of `train.Trained`.
+
+    Raises:
+        StreamgaugeError: see `train.train`.
+    """
+    store = ActivationStore(activations)
+    numbers = {name: int(cell[name]) for name in ("k", "seed", "tokens")}
+    run = train.Run(d_sae=int(cell["expansion"]) * store.d_model, **numbers)
+    label = f"train L{store.layer:02d} k={run.k} seed={run.seed}"
+    directory = Path(directory)
+    with working(directory / "training", identity) as scratch:
+        (made,) = train.train(
+            store,
+            [run],
+            train.Settings(**settings),
+            scratch,
+            device=device,
+            data_seed=run.seed,
+            label=label,
+        )
+        io.save(made.sae, directory, _metadata(store, cell, made.facts))
+        made.history.to_csv(directory / "training.csv", index=False)
+    shape = {"d_model": store.d_model, "d_sae": run.d_sae, "k": run.k, "seed": run.seed}
+    return {**shape, **made.facts}
+
+
+def _metadata(store: ActivationStore, cell: Mapping[str, str], facts: Mapping) -> dict:
+    """What SAELens' loader and its users look for in ``cfg.json``."""
+    return {
+        "model_name": cell["subject"],
+        "dataset_path": cell["corpus"],
+        "hook_name": store.hook_name,
+        "context_size": store.n_positions,
+        "training_tokens": facts["tokens_seen"],
+        "seed": int(cell["seed"]),
+    }

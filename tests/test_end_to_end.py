@@ -1,0 +1,175 @@
+"""A small study from a model directory and a text file to figures, through the real Snakemake."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+import pipeline
+from pipeline import STUDY, snakemake
+
+SAE = "results/tiny/prose/L01/sae/topk-x4-k2-t1024-mse-seed0"
+
+
+def streamgauge(folder, *arguments):
+    """Run the command line in a study's folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "streamgauge.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder / "src")},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def manifests(folder):
+    """Path below results -> bytes, of every manifest."""
+    results = folder / "results"
+    return {
+        str(path.relative_to(results)): path.read_bytes()
+        for path in sorted(results.rglob("*.json"))
+        if path.parent.name != "model" and path.name not in ("cfg.json", "zarr.json")
+    }
+
+
+def test_every_number_has_its_null_and_its_interval(finished_once):
+    table = pd.read_csv(finished_once / "results/studies/tiny/grid.csv")
+    assert len(table) == 4 * 5 * 2  # SAEs x (SAE, untrained, difference, zero, mean) x token sets
+    cells = table.groupby(["layer", "k", "token_set"]).codec.apply(set)
+    assert (cells == {"sae", "untrained", "sae_minus_untrained", "zero", "mean"}).all()
+    sae = table[table.codec == "sae"]
+    for metric in ("r2", "cosine", "alive", "ce_rec_mean_of_ratios", "ce_loss_score_zero"):
+        assert (sae[f"{metric}_low"] <= sae[metric]).all(), metric
+    assert (sae.r2 <= sae.r2_high).all()
+    mean = table[table.codec == "mean"]
+    assert mean.r2.abs().max() < 1e-3  # predicting the mean explains nothing
+    assert (table[table.codec == "zero"].ce_loss_score_zero.abs() < 1e-12).all()
+
+
+def test_figures_tables_and_report(finished, tmp_path):
+    figures = finished / "results/studies/tiny/figures"
+    for name in ("proxy_gap", "rate_distortion", "pr_canyon", "loss_curves"):
+        assert (figures / f"{name}.svg").read_text().lstrip().startswith("<?xml")
+        assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    snakemake(finished, "--report", "report.html")
+    report = (finished / "report.html").read_text()
+    for text in ("Proxy gap", "Spectra", "Training", "Scores"):
+        assert text in report
+
+
+def test_the_sae_loads_in_saelens(finished_once):
+    from sae_lens import SAE as Theirs
+
+    from streamgauge.sae import io
+
+    theirs = Theirs.load_from_disk(str(finished_once / SAE))
+    ours, config = io.load(finished_once / SAE)
+    assert theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
+    assert config["metadata"]["training_tokens"] == 1024
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(theirs.encode(x), ours.encode(x))
+    assert torch.equal(theirs.decode(ours.encode(x)), ours.decode(ours.encode(x)))
+
+
+def test_a_second_run_elsewhere_gives_the_same_bytes(finished_once, tmp_path):
+    folder = pipeline.create(tmp_path)
+    snakemake(folder)
+    assert manifests(folder) == manifests(finished_once)
+
+
+def test_killed_and_run_again_gives_the_same_bytes(finished_once, tmp_path):
+    """kill -9 the whole process group at three moments; then let it finish."""
+    folder = pipeline.create(tmp_path)
+    for seconds in (12, 25, 18):
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "study.yaml"]
+        env = {**os.environ, "PYTHONPATH": str(folder / "src")}
+        with open(folder / "out.txt", "a") as out:
+            process = subprocess.Popen(
+                command, cwd=folder, env=env, stdout=out, stderr=out, start_new_session=True
+            )
+            time.sleep(seconds)
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
+            process.wait()
+        # what the documentation says to do after a killed Snakemake
+        snakemake(folder, "--unlock")
+    snakemake(folder)
+    assert manifests(folder) == manifests(finished_once)
+    left = [path for path in (folder / "results").rglob(".*") if path.name.endswith("partial")]
+    assert left == []
+
+
+@pytest.fixture
+def damaged(finished, tmp_path):
+    """A copy that one test may damage."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, symlinks=True)
+    pipeline.write(folder, STUDY)
+    return folder
+
+
+def test_a_sound_study_verifies(damaged):
+    done = streamgauge(damaged, "verify", "--configfile", "study.yaml")
+    assert done.returncode == 0, done.stdout
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def a_shard(folder):
+    store = folder / "results/tiny/prose/L01/activations-train.zarr/activations/c"
+    return next(path for path in sorted(store.rglob("*")) if path.is_file())
+
+
+def edit_table(folder):
+    path = folder / "results/studies/tiny/grid.csv"
+    path.write_text(path.read_text().replace("untrained", "trained", 1))
+
+
+DAMAGE = {
+    "a flipped byte": (lambda p: flip(a_shard(p)), "activations-train"),
+    "a missing shard": (lambda p: a_shard(p).unlink(), "activations-train"),
+    "a table edited by hand": (edit_table, "grid.json"),
+    "flipped weights": (lambda p: flip(p / SAE / "sae_weights.safetensors"), "sae.json"),
+    "another learning rate": (
+        lambda p: pipeline.write(p, {**STUDY, "sae": {**STUDY["sae"], "lr": 0.5}}),
+        "sae.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_verify_names_what_is_wrong_and_what_to_do(damaged, name):
+    damage, artifact = DAMAGE[name]
+    damage(damaged)
+    done = streamgauge(damaged, "verify", "--configfile", "study.yaml")
+    assert done.returncode == 1, done.stdout
+    assert artifact in done.stdout and "snakemake" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("results/tiny/subject.json", ["llama", "d_model"]),
+        ("results/tiny/prose/tokens-eval.zarr", ["sequence", "int32"]),
+        ("results/tiny/prose/L01/activations-train.zarr", ["d_model", "float16", "residual"]),
+        (f"{SAE}/sae.json", ["k", "128"]),
+        (f"{SAE}/scores.json", ["untrained", "r2"]),
+        ("results/studies/tiny/grid.csv", ["rows", "codec"]),
+    ],
+)
+def test_inspect_tells_what_an_artifact_is(finished_once, path, said):
+    done = streamgauge(finished_once, "inspect", path)
+    assert done.returncode == 0, done.stdout
+    assert all(text.lower() in done.stdout.lower() for text in said), done.stdout
+    assert json.loads((finished_once / "results/tiny/subject.json").read_text())["facts"]
