@@ -175,7 +175,7 @@ def test_anchors_may_be_shared_but_not_circular(base, written):
         ("grid: {subjects: [smollm2-135]}", ["grid.subjects[0]", "nearest: smollm2-135m"]),
         ("grid: {corpora: [pile]}", ["grid.corpora[0] is 'pile'", "corpora does not define"]),
         ("grid: {tokens: [200000, 100]}", ["grid.tokens[1] is 100", "sae.batch_size"]),
-        ("sae: {pool_tokens: 128}", ["sae.pool_tokens is 512", "sae.batch_size"]),
+        ("sae: {pool_tokens: 128}", ["sae.pool_tokens is 128", "sae.batch_size"]),
         ("sae: {lr: 0}", ["sae.lr is 0.0", "auto or a number > 0"]),
         ("sae: {lr: Auto}", ["sae.lr is 'Auto'", "nearest: auto"]),
         ("sae: {lr: .nan}", ["sae.lr is nan", "finite"]),
