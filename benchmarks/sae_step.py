@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="JSON file with the numbers")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--d-sae", type=int, nargs="+", default=[4608, 18432])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--d-model", type=int, default=576)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=2048)

@@ -1,8 +1,9 @@
 """Share of a training step that reading its shuffled batch costs.
 
-Writes a float16 activations store, then measures in turn what drawing batches costs and what
-training steps on them cost: CPU-seconds of all threads, so that reading ahead hides nothing. The
-share is the median over rounds of the ratio within a round.
+Writes a float16 activations store, then measures in turn, in every round, drawing an epoch of
+batches in CPU-seconds of all threads, where reading ahead hides nothing, and training on a running
+stream, where the wall time of waiting for a batch is what reading adds. Shares are medians over
+rounds of the ratio to a step in the same round.
 
     python benchmarks/stream.py --out stream.json [--d-sae 4608]
 """
@@ -21,6 +22,8 @@ from streamgauge import stores
 from streamgauge.sae import topk
 from streamgauge.sae.step import Step
 from streamgauge.sae.stream import Stream
+
+STEPS = 4  # a round
 
 
 def write_store(path: Path, n_sequences: int, n_positions: int, d_model: int):
@@ -64,31 +67,44 @@ def main() -> None:
         stream = Stream(store, batch_size=args.batch)
         step = Step(topk.init(args.d_model, args.d_sae, args.k, 0), steps=10**9, lr=1e-4)
         per_epoch = stream.tokens_per_epoch // args.batch
-        reading, training = [], []
+        reading, training, waiting, stepping = [], [], [], []
+        running = stream.batches(0, STEPS * args.rounds + 1)
+        next(running)  # the first pool is in memory
         for _ in range(args.rounds):
             start = time.process_time()
-            for x in stream.batches(0, per_epoch):
-                last = x
+            for _ in stream.batches(0, per_epoch):
+                pass
             reading.append((time.process_time() - start) / per_epoch)
-            start = time.process_time()
-            for _ in range(4):
-                step.step(last)
-            training.append((time.process_time() - start) / 4)
+            waited, began, cpu = 0.0, time.perf_counter(), time.process_time()
+            for _ in range(STEPS):
+                start = time.perf_counter()
+                x = next(running)
+                waited += time.perf_counter() - start
+                step.step(x)
+            waiting.append(waited / STEPS)
+            stepping.append((time.perf_counter() - began - waited) / STEPS)
+            training.append((time.process_time() - cpu) / STEPS)
 
-    shares = [r / t for r, t in zip(reading, training, strict=True)]
+    def share(parts, wholes):
+        return statistics.median(p / w for p, w in zip(parts, wholes, strict=True))
+
     result = {
         "arguments": vars(args),
-        "read_seconds_per_batch": statistics.median(reading),
-        "read_tokens_per_second": args.batch / statistics.median(reading),
-        "step_seconds": statistics.median(training),
-        "share_of_step": statistics.median(shares),
+        "read_cpu_seconds_per_batch": statistics.median(reading),
+        "step_cpu_seconds": statistics.median(training),
+        "cpu_share_of_step": share(reading, training),
+        "wait_seconds_per_batch": statistics.median(waiting),
+        "step_seconds": statistics.median(stepping),
+        "wait_share_of_step": share(waiting, stepping),
     }
-    print("| reading | tokens/s | ms a batch | share of a step |")
+    print("| reading shuffled batches | ms a batch | ms a step | share of a step |")
     print("| --- | --: | --: | --: |")
-    print(
-        f"| shuffled, from the store | {result['read_tokens_per_second']:,.0f}"
-        f" | {1e3 * result['read_seconds_per_batch']:.1f} | {result['share_of_step']:.1%} |"
-    )
+    for name, read, whole, part in (
+        ("CPU time, all threads", "read_cpu_seconds_per_batch", "step_cpu_seconds", "cpu_share"),
+        ("wall time waited", "wait_seconds_per_batch", "step_seconds", "wait_share"),
+    ):
+        numbers = f"{1e3 * result[read]:.1f} | {1e3 * result[whole]:.1f}"
+        print(f"| {name} | {numbers} | {result[part + '_of_step']:.1%} |")
     Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -155,6 +155,12 @@ def test_a_checkpoint_of_other_settings_is_not_continued(store, tmp_path):
     assert_same(fresh, used)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(store, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StreamgaugeError, match=r"checkpoint\.safetensors: cannot be written"):
+        train(store, RUNS[:1], SETTINGS, tmp_path / "file")
+
+
 def test_auxk_acts_on_dead_latents(store, tmp_path):
     (made,) = train(store, RUNS[2:], SETTINGS, tmp_path)
     assert made.history.dead.max() > 0

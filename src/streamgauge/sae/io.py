@@ -5,6 +5,7 @@ A directory holds ``cfg.json`` and ``sae_weights.safetensors`` with ``W_enc`` (d
 safetensors only, never from a pickle.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -33,7 +34,6 @@ def save(sae: TopKSAE, directory: Path | str, metadata: dict) -> None:
             ``context_size`` and ``prepend_bos``, and hands other keys through.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     config = {
         "architecture": "topk",
         "d_in": sae.d_model,
@@ -122,12 +122,14 @@ def _replace(path: Path, write) -> None:
     """Write beside `path` and rename, so that a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StreamgaugeError(
             f"cannot be written ({error})",
             where=str(path),

@@ -73,7 +73,6 @@ def train(
         device=device,
     )
     path = Path(scratch) / CHECKPOINT
-    path.parent.mkdir(parents=True, exist_ok=True)
     identity = _identity(stream, runs, settings)
     tensors = _resume(path, identity)
     start = measure(stream, settings.b_dec_init) if tensors is None else _start_from(tensors)
