@@ -150,6 +150,10 @@ def decode(stored: np.ndarray) -> np.ndarray:
     """Stored activations as float32; uint16 is taken for bfloat16 bit patterns."""
     if stored.dtype == np.uint16:
         return (stored.astype(np.uint32) << 16).view(np.float32)
+    if stored.dtype == np.float16:
+        import torch  # converts with vector instructions, many times as fast as numpy
+
+        return torch.from_numpy(stored).float().numpy()
     return stored.astype(np.float32, copy=False)
 
 
