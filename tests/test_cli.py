@@ -228,7 +228,7 @@ DAMAGES = {
         "model/model.safetensors has changed",
     ),
     "config": (
-        lambda: edit(Path("config.yaml"), "lr: auto ", "lr: 1e-3 "),
+        lambda: edit(Path("config.yaml"), "lr: 0.002 ", "lr: 1e-3 "),
         f"{SAE_FOLDER}/sae.json",
         'sae.lr was "auto" and is 0.001 in the config',
     ),

@@ -109,3 +109,18 @@ def test_unfinished_work_belongs_to_its_spec_and_to_its_inputs(artifact):
     (source / "in.csv").write_text("x\n2\n")
     manifest.write(source / "in.json", SPEC, [source / "in.csv"])
     assert manifest.identity(SPEC, [source / "in.json"]) != before
+
+
+def test_files_get_the_permissions_the_umask_asks_for(tmp_path):
+    private, linked = tmp_path / "private", tmp_path / "linked"
+    private.write_text("a")
+    private.chmod(0o600)
+    own = tmp_path / "own"
+    own.write_text("b")
+    own.chmod(0o640)
+    linked.symlink_to(own)
+    manifest.write(tmp_path / "x.json", SPEC, [private, linked])
+    fresh = tmp_path / "fresh"
+    fresh.touch()
+    assert private.stat().st_mode == fresh.stat().st_mode
+    assert own.stat().st_mode & 0o777 == 0o640, "the user's own files are left as they are"

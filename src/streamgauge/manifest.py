@@ -14,7 +14,7 @@ It holds no time, host or commit, so an identical rebuild is identical, byte for
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ def write(
         The manifest.
     """
     path = Path(path)
-    hashes = {name: _sha256(file) for name, file in _walk(path.parent, files)}
+    found = list(_walk(path.parent, files))
+    _share(file for _, file in found)
+    hashes = {name: _sha256(file) for name, file in found}
     facts = dict(facts or {})
     record = {
         "spec": json.loads(spec),
@@ -151,6 +153,15 @@ def _walk(folder: Path, files: Sequence[str | Path]) -> Iterator[tuple[str, Path
         for file in sorted(below):
             if file.name not in IGNORED and file.is_file():
                 yield Path(os.path.relpath(file, folder)).as_posix(), file
+
+
+def _share(files: Iterable[Path]) -> None:
+    """Give files the permissions the user's umask asks for; safetensors writes them private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in files:
+        if not file.is_symlink() and file.stat().st_mode & 0o777 != 0o666 & ~umask:
+            file.chmod(0o666 & ~umask)
 
 
 def _sha256(path: Path) -> str:
