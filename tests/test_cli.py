@@ -230,7 +230,7 @@ DAMAGES = {
     "config": (
         lambda: edit(Path("config.yaml"), "lr: 0.002 ", "lr: 1e-3 "),
         f"{SAE_FOLDER}/sae.json",
-        'sae.lr was "auto" and is 0.001 in the config',
+        "sae.lr was 0.002 and is 0.001 in the config",
     ),
     "code": (
         lambda: edit(Path("src/streamgauge/scores.py"), "import numpy", "x = 1\nimport numpy"),
