@@ -63,7 +63,7 @@ def finish(folder: Path) -> None:
     for line in summary.splitlines():
         if line.startswith("results/"):
             stand_in(folder / line.split("\t")[0])
-    snakemake(folder, "--touch", "--quiet", "all")
+    snakemake(folder, "--touch", "--forceall", "--quiet", "all")
 
 
 def main() -> None:

@@ -162,7 +162,10 @@ def test_verify_names_what_is_wrong_and_what_to_do(damaged, name):
     [
         ("results/tiny/subject.json", ["llama", "d_model"]),
         ("results/tiny/prose/tokens-eval.zarr", ["sequence", "int32"]),
-        ("results/tiny/prose/L01/activations-train.zarr", ["d_model", "float16", "hook_resid_post"]),
+        (
+            "results/tiny/prose/L01/activations-train.zarr",
+            ["d_model", "float16", "hook_resid_post"],
+        ),
         (f"{SAE}/sae.json", ["k", "128"]),
         (f"{SAE}/scores.json", ["untrained", "R²"]),
         ("results/studies/tiny/grid.csv", ["rows", "codec"]),
