@@ -13,6 +13,7 @@ from scipy import sparse
 
 from streamgauge import metrics, statistics
 from streamgauge.errors import StreamgaugeError
+from streamgauge.progress import Progress
 
 TOKEN_SETS = ("all", "no_sink")
 ABLATIONS = ("zero", "mean")
@@ -68,6 +69,7 @@ def scores(
     n = len(next(iter(rows.values())))
     counts = statistics.resample_counts(n, resamples, seed)
     found: dict[str, dict] = {codec: {} for codec in rows}
+    progress = Progress(len(TOKEN_SETS) * len(rows), "codecs", "score")
     for s in TOKEN_SETS:
         # row 0 is the data itself, the others its resamples
         weights = np.vstack([np.ones(n), counts])
@@ -80,6 +82,7 @@ def scores(
                 values[codec]["rate_bits"] = np.full(
                     len(weights), metrics.rate_bits_per_token(d_sae, k)
                 )
+            progress.update(1, token_set=s)
         if all(codec in values for codec in DIFFERENCE):
             one, other = (values[codec] for codec in DIFFERENCE)
             values["_minus_".join(DIFFERENCE)] = {
@@ -89,6 +92,7 @@ def scores(
             found.setdefault(codec, {})[s] = {
                 key: _entry(key, by_metric.get(key), n, confidence) for key in METRICS
             }
+    progress.close()
     return found
 
 
