@@ -4,6 +4,11 @@ import shutil
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
+
+# the same examples on every run; a new search is one argument away (--hypothesis-seed)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 import pipeline
 

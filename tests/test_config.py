@@ -310,3 +310,11 @@ def test_any_single_replacement_is_valid_or_refused(base, data):
         parent = parent[key]
     parent[path[-1]] = data.draw(anything)
     outcome(candidate)
+
+
+def test_a_huge_round_number_is_refused_or_stays_valid(base):
+    """1e19 is a whole number beyond 64 bits: what is accepted once is accepted again."""
+    huge = copy.deepcopy(base)
+    huge["grid"]["layers"]["smollm2-135m"] = [1e19]
+    valid = config.validate(huge)
+    assert config.validate(valid) == valid

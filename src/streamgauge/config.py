@@ -10,6 +10,7 @@ import copy
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -184,8 +185,8 @@ def _unreadable(value: Any, path: str, above: tuple = ()) -> Iterator[str]:
             yield from _unreadable(item, f"{path}[{i}]", (*above, value))
     elif isinstance(value, float) and not math.isfinite(value):
         yield f"{path} is {value}, not a finite number"
-    elif isinstance(value, int) and abs(value) > 2**63:
-        yield f"{path} is larger than 64 bits hold"
+    elif isinstance(value, int) and abs(value) > int(sys.float_info.max):
+        yield f"{path} is larger than any number a setting can be"
     elif value is not None and not isinstance(value, str | int | float | bool):
         yield f"{path} is {_shown(value)} ({_kind(value)}), not text, a number or a list"
 
