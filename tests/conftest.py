@@ -6,11 +6,11 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-# the same examples on every run; a new search is one argument away (--hypothesis-seed)
+import pipeline
+
+# the same examples on every run
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
-
-import pipeline
 
 
 @pytest.fixture(scope="session")
