@@ -14,8 +14,8 @@ from scipy import sparse
 from streamgauge import metrics, statistics
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
+from streamgauge.spectra import TOKEN_SETS
 
-TOKEN_SETS = ("all", "no_sink")
 ABLATIONS = ("zero", "mean")
 DIFFERENCE = ("sae", "untrained")
 CODECS = ("sae", "untrained", "sae_minus_untrained", *ABLATIONS)

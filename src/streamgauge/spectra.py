@@ -12,6 +12,8 @@ from streamgauge.errors import StreamgaugeError
 
 #: A token is a sink when its norm exceeds this multiple of the median norm (or at position 0).
 SINK_FACTOR = 10.0
+#: Every token, and those that are no sinks.
+TOKEN_SETS = ("all", "no_sink")
 
 
 def participation_ratio(eigenvalues, deflate: int = 0) -> float:

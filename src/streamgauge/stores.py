@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from streamgauge.spectra import TOKEN_SETS
 from streamgauge.zarr_store import Array, Store, commit, create, scratch, working, writing
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
 
 TOKENS_PER_CHUNK = 2048
 TOKENS_PER_SHARD = 16384
-TOKEN_SETS = ("all", "no_sink")
 
 
 def rows_per_chunk_and_shard(n_positions: int) -> tuple[int, int]:

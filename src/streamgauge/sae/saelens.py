@@ -25,37 +25,23 @@ from streamgauge.sae.stream import Stream
 
 
 def train(
-    store,
-    runs: Sequence[Run],
-    settings: Settings,
-    *,
-    device: str | torch.device = "cpu",
-    data_seed: int = 0,
-    label: str = "train",
+    stream: Stream, runs: Sequence[Run], settings: Settings, *, label: str = "train"
 ) -> list[Trained]:
-    """Train SAEs with SAELens' ``SAETrainer``; arguments and results as `train.train`.
+    """Train SAEs with SAELens' ``SAETrainer``; results as `train.train`, on its stream.
 
     Raises:
         StreamgaugeError: a non-finite activation or loss, a store that cannot be read.
     """
-    device = torch.device(device)
-    stream = Stream(
-        store,
-        batch_size=settings.batch_size,
-        seed=data_seed,
-        pool_tokens=settings.pool_tokens,
-        exclude_sinks=settings.exclude_sinks,
-        device=device,
-    )
     start = measure(stream, settings.b_dec_init)
     stream.scale = start.scale
     return [
-        _train_one(run, settings, start, stream, device, f"{label} k={run.k} seed={run.seed}")
+        _train_one(run, settings, start, stream, f"{label} k={run.k} seed={run.seed}")
         for run in runs
     ]
 
 
-def _train_one(run, settings, start: Start, stream: Stream, device, label: str) -> Trained:
+def _train_one(run, settings, start: Start, stream: Stream, label: str) -> Trained:
+    device = stream.device
     steps, batch = run.tokens // settings.batch_size, settings.batch_size
     every = math.ceil(steps / HISTORY_ROWS)
     batches = stream.batches(0, steps)

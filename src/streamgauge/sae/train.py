@@ -59,10 +59,6 @@ def train(
             (naming the step), a store that cannot be read, a checkpoint that cannot be written.
     """
     check(runs, settings)
-    if settings.trainer == "saelens":
-        from streamgauge.sae import saelens
-
-        return saelens.train(store, runs, settings, device=device, data_seed=data_seed, label=label)
     device = torch.device(device)
     stream = Stream(
         store,
@@ -72,6 +68,10 @@ def train(
         exclude_sinks=settings.exclude_sinks,
         device=device,
     )
+    if settings.trainer == "saelens":
+        from streamgauge.sae import saelens
+
+        return saelens.train(stream, runs, settings, label=label)
     path = Path(scratch) / CHECKPOINT
     identity = _identity(stream, runs, settings)
     tensors = _resume(path, identity)
