@@ -1,8 +1,9 @@
-"""The stores of the pipeline: activations of a layer, token rows.
+"""The stores of the pipeline: activations, gradients and probes of a layer, token rows.
 
 How a store is written, resumed and committed is in `zarr_store`, whose names are found here too.
 Arrays over tokens are cut into chunks of about 2,048 tokens (what is read at once) inside shards
-of about 16,384 (one file, what is written at once), both of whole sequences.
+of about 16,384 (one file, what is written at once; fewer where a token carries many vectors), both
+of whole sequences. Chunks of one layer's stores hold the same sequences.
 """
 
 from pathlib import Path
@@ -16,10 +17,14 @@ __all__ = [
     "TOKEN_SETS",
     "ActivationStore",
     "Array",
+    "GradientStore",
+    "ProbeStore",
     "Store",
     "commit",
     "create",
     "create_activations",
+    "create_gradients",
+    "create_probes",
     "decode",
     "no_sink",
     "open_tokens",
@@ -35,13 +40,14 @@ TOKENS_PER_CHUNK = 2048
 TOKENS_PER_SHARD = 16384
 
 
-def rows_per_chunk_and_shard(n_positions: int) -> tuple[int, int]:
+def rows_per_chunk_and_shard(n_positions: int, per_token: int = 1) -> tuple[int, int]:
     """Sequences in a chunk and in a shard, for rows of `n_positions` tokens.
 
-    Chunks hold whole sequences, about 2,048 tokens; shards hold whole chunks, about 16,384.
+    Chunks hold whole sequences, about 2,048 tokens; shards hold whole chunks, about 16,384 tokens
+    divided by `per_token`, the number of vectors that a token carries.
     """
     chunk = max(1, TOKENS_PER_CHUNK // n_positions)
-    return chunk, chunk * max(1, TOKENS_PER_SHARD // (chunk * n_positions))
+    return chunk, chunk * max(1, TOKENS_PER_SHARD // (chunk * n_positions * per_token))
 
 
 def create_activations(
@@ -88,13 +94,146 @@ def create_activations(
     create(path, arrays, coordinates, {"layer": layer, "hook_name": hook_name, "dtype": dtype})
 
 
-class ActivationStore:
-    """Read activations of one layer, decoded to float32.
+def create_gradients(
+    path: Path | str,
+    *,
+    n_sequences: int,
+    n_positions: int,
+    d_model: int,
+    dtype: str,
+    layer: int,
+    hook_name: str,
+) -> None:
+    """Declare a gradient store.
+
+    Array: ``gradients`` (sequence, position, d_model) of `dtype` (float16, bfloat16 or float32),
+    nats per unit of activation: of the summed next-token loss of the sequence.
+    """
+    chunk, shard = rows_per_chunk_and_shard(n_positions)
+    array = Array(
+        "gradients",
+        ("sequence", "position", "d_model"),
+        (n_sequences, n_positions, d_model),
+        dtype,
+        "nats per unit of activation",
+        f"gradient of the sequence's summed loss by the residual stream after block {layer}",
+        chunk,
+        shard,
+    )
+    coordinates = {"sequence": range(n_sequences), "position": range(n_positions)}
+    create(path, [array], coordinates, {"layer": layer, "hook_name": hook_name, "dtype": dtype})
+
+
+def create_probes(
+    path: Path | str,
+    *,
+    n_sequences: int,
+    n_positions: int,
+    d_model: int,
+    n_probes: int,
+    dtype: str,
+    layer: int,
+    hook_name: str,
+    seed: int = 0,
+    same_positions: int = 0,
+    diagonal: int = 0,
+) -> None:
+    """Declare a probe store.
+
+    Arrays, of `dtype` (float16, bfloat16 or float32) in √nats per unit of activation, 1/√s
+    included: ``probes`` (sequence, position, d_model, probe), whose last two axes flattened are
+    the packed factors of `row_metric`; ``same_position`` (sequence, sample, d_model, probe) and
+    int32 ``sampled_position`` (sequence, sample) if `same_positions` > 0; ``shift`` (sequence,
+    position, d_model, shift_probe) if `diagonal` > 0.
+
+    Args:
+        n_probes: s, probes of a token.
+        seed: of the draws, so that work begun with another seed is not continued.
+        same_positions: sampled positions of a sequence.
+        diagonal: shift probes of a token.
+    """
+    per_token = n_probes + diagonal
+    chunk, shard = rows_per_chunk_and_shard(n_positions, per_token)
+    where, units = f"after block {layer}", "sqrt(nats) per unit of activation"
+
+    def array(name, dims, shape, what, dtype=dtype, units=units):
+        dims, shape = ("sequence", *dims), (n_sequences, *shape)
+        return Array(name, dims, shape, dtype, units, what, chunk, shard)
+
+    vector = ("d_model", "probe")
+    arrays = [
+        array(
+            "probes",
+            ("position", *vector),
+            (n_positions, d_model, n_probes),
+            f"output-Fisher probes, all later logits, of the residual stream {where}",
+        )
+    ]
+    if same_positions:
+        arrays += [
+            array(
+                "same_position",
+                ("sample", *vector),
+                (same_positions, d_model, n_probes),
+                f"output-Fisher probes, the token's own logits, of the residual stream {where}",
+            ),
+            array(
+                "sampled_position",
+                ("sample",),
+                (same_positions,),
+                "position of the sample",
+                "int32",
+                "token",
+            ),
+        ]
+    if diagonal:
+        arrays.append(
+            array(
+                "shift",
+                ("position", "d_model", "shift_probe"),
+                (n_positions, d_model, diagonal),
+                f"what diag(p) adds to the output Fisher, of the residual stream {where}",
+            )
+        )
+    attributes = {
+        "layer": layer,
+        "hook_name": hook_name,
+        "dtype": dtype,
+        "n_probes": n_probes,
+        "seed": seed,
+    }
+    coordinates = {"sequence": range(n_sequences), "position": range(n_positions)}
+    create(path, arrays, coordinates, attributes)
+
+
+class _LayerStore:
+    """What the stores of a layer have in common: sizes, attributes, reads of the main array."""
+
+    _main: str
+
+    def __init__(self, path: Path | str):
+        self._store = Store(path)
+        array = self._store.array(self._main)
+        self.path = Path(path)
+        self.n_sequences, self.n_positions, self.d_model = array.shape[:3]
+        self.chunk_sequences = array.chunks[0]
+        self.dtype = self._store.attributes["dtype"]
+        self.layer = self._store.attributes["layer"]
+        self.hook_name = self._store.attributes["hook_name"]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The vectors of sequences ``[start, stop)``, float32 (n, n_positions, d_model, ...)."""
+        return decode(self._store.read(self._main, start, stop))
+
+
+class ActivationStore(_LayerStore):
+    """Read activations of one layer, decoded to float32: ``read`` gives (n, n_positions, d_model).
 
     Attributes:
         n_sequences, n_positions, d_model: sizes.
         chunk_sequences: sequences in a chunk, the unit that is read at once.
         dtype: as stored: float16, bfloat16 or float32.
+        layer, hook_name: where in the model.
         median_norm, sink_threshold: median norm of all tokens, and 10 times it.
 
     Raises:
@@ -102,21 +241,12 @@ class ActivationStore:
             the message names store, shard and remedy.
     """
 
+    _main = "activations"
+
     def __init__(self, path: Path | str):
-        self._store = Store(path)
-        array = self._store.array("activations")
-        self.path = Path(path)
-        self.n_sequences, self.n_positions, self.d_model = array.shape
-        self.chunk_sequences = array.chunks[0]
-        self.dtype = self._store.attributes["dtype"]
-        self.layer = self._store.attributes["layer"]
-        self.hook_name = self._store.attributes["hook_name"]
+        super().__init__(path)
         self.median_norm = float(self._store.read("median_norm"))
         self.sink_threshold = float(self._store.read("sink_threshold"))
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Activations of sequences ``[start, stop)``, float32 (n, n_positions, d_model)."""
-        return decode(self._store.read("activations", start, stop))
 
     def norm(self, start: int, stop: int) -> np.ndarray:
         """Norms of sequences ``[start, stop)``, float32 (n, n_positions)."""
@@ -135,6 +265,54 @@ class ActivationStore:
         return {token_set: self.mean(token_set) for token_set in TOKEN_SETS}
 
 
+class GradientStore(_LayerStore):
+    """Read gradients of the summed loss, decoded: ``read`` gives (n, n_positions, d_model) in nats.
+
+    Attributes and errors as for `ActivationStore`, without the norms.
+    """
+
+    _main = "gradients"
+
+
+class ProbeStore(_LayerStore):
+    """Read output-Fisher probes: ``read`` gives (n, n_positions, d_model, n_probes), float32.
+
+    Attributes and errors as for `ActivationStore`, without the norms, and
+
+    Attributes:
+        n_probes: s; the factor 1/√s is in the stored values.
+    """
+
+    _main = "probes"
+
+    def __init__(self, path: Path | str):
+        super().__init__(path)
+        self.n_probes = self._store.attributes["n_probes"]
+
+    def tensor(self, start: int, stop: int):
+        """`read` as a torch tensor in the type it is stored in, without a copy."""
+        import torch
+
+        stored = torch.from_numpy(self._store.read(self._main, start, stop))
+        return stored.view(torch.bfloat16) if stored.dtype == torch.uint16 else stored
+
+    def same_position(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Sampled positions (n, m), int32, and their same-position probes (n, m, d_model, s).
+
+        None where none were harvested.
+        """
+        if "same_position" not in self._store.names:
+            return None
+        positions = self._store.read("sampled_position", start, stop)
+        return positions, decode(self._store.read("same_position", start, stop))
+
+    def shift(self, start: int, stop: int) -> np.ndarray | None:
+        """Shift probes (n, n_positions, d_model, R), float32; None where none were harvested."""
+        if "shift" not in self._store.names:
+            return None
+        return decode(self._store.read("shift", start, stop))
+
+
 def no_sink(norm: np.ndarray, threshold: float) -> np.ndarray:
     """Mask of the tokens that are no sinks: not at position 0 and norm at most `threshold`.
 
@@ -147,7 +325,7 @@ def no_sink(norm: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def decode(stored: np.ndarray) -> np.ndarray:
-    """Stored activations as float32; uint16 is taken for bfloat16 bit patterns."""
+    """Stored vectors as float32; uint16 is taken for bfloat16 bit patterns."""
     if stored.dtype == np.uint16:
         return (stored.astype(np.uint32) << 16).view(np.float32)
     if stored.dtype == np.float16:
