@@ -348,12 +348,13 @@ def check_factors(factors: torch.Tensor) -> None:
         )
     step = ROWS_AT_ONCE.get(factors.device.type, ROWS_AT_ONCE_ELSEWHERE)
     for first in range(0, n, step):
-        # divided by the largest entry: no overflow, and no loss of digits to underflow
-        part = metrics.float64(factors[first : first + step])
-        scale = part.abs().amax((1, 2), keepdim=True)
+        part = factors[first : first + step]
+        scale = metrics.float64(part.abs().amax((1, 2), keepdim=True))
         overflow = ~torch.isfinite(scale * scale * part.shape[1] * s).flatten()
         _refuse(overflow, "holds a value that is not finite, or its square is not", first)
-        part = part / torch.where(scale > 0, scale, 1)
+        part = metrics.float64(part)
+        if factors.dtype == torch.float64:  # squares of shorter types keep their digits
+            part = part / torch.where(scale > 0, scale, 1)
         check_blocks(part.mT @ part, first)
 
 
