@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from streamgauge import config
 from streamgauge.errors import StreamgaugeError
 
-STAGES = ["harvest", "spectra", "sae", "evaluate", "statistics", "figures"]
+STAGES = [
+    *("harvest", "gradients", "probes", "calibration", "spectra", "sae", "evaluate"),
+    *("attention", "statistics", "figures"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,13 @@ def test_anchors_may_be_shared_but_not_circular(base, written):
         ("grid: {objective: [mse]}", ["grid.objective", "nearest: objectives"]),
         ("figures: {pr_canyn: {}}", ["figures.pr_canyn", "nearest: pr_canyon"]),
         ("sae: {trainer: nativ}", ["sae.trainer is 'nativ'", "native, saelens", "nearest: native"]),
+        ("grid: {objectives: [behavioural]}", ["grid.objectives[0]", "nearest: behavioral"]),
+        (
+            "{grid: {objectives: [mse, e2e]}, sae: {trainer: saelens}}",
+            ["grid.objectives[1] is e2e, which sae.trainer saelens cannot train"],
+        ),
+        ("probes: {count: 0}", ["probes.count is 0", "≥ 1"]),
+        ("calibration: {scales: [0]}", ["calibration.scales[0] is 0.0", "> 0"]),
         ("device: gpu", ["device is 'gpu'", "auto, cpu, cuda, mps"]),
         ("grid: {k: [8, 0]}", ["grid.k[1] is 0", "≥ 1"]),
         ("grid: {k: [8, true]}", ["grid.k[1] is true", "a whole number"]),

@@ -9,17 +9,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
 MODULES = sorted((ROOT / "src/streamgauge").rglob("*.py"))
-TARGETS = {"all", "spectra", "saes", "proxy_gap", "figures"}
+TARGETS = {"all", "spectra", "saes", "proxy_gap", "sensitivities", "figures"}
 
 # a module may import from earlier rows and from its own
 ROWS = [
     {"errors", "progress", "jobs"},
-    {"metrics", "spectra", "statistics"},
+    {"metrics", "spectra", "statistics", "row_metric"},
     {"zarr_store", "stores", "manifest", "provenance"},
     {"subjects", "corpora", "hooks"},
-    {"harvest", "depth_profile", "sae", "evaluate", "scores"},
-    {"controls", "drawing", "figures"},
-    {"config", "study", "contents", "verify", "inspect", "cli"},
+    {
+        *("shard_writer", "harvest", "gradients", "probes", "depth_profile", "sae", "evaluate"),
+        *("sensitivity", "calibration", "attention", "scores"),
+    },
+    {"controls", "proxy_gap", "drawing", "figures", "sensitivity_figures"},
+    {"wording", "config", "study", "contents", "verify", "inspect", "cli"},
 ]
 
 

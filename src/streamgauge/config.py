@@ -7,7 +7,6 @@ are checked here too.
 """
 
 import copy
-import difflib
 import math
 import re
 import sys
@@ -19,8 +18,17 @@ from typing import Any
 import yaml
 
 from streamgauge.errors import StreamgaugeError
+from streamgauge.wording import (
+    child_of,
+    join,
+    kind_of,
+    load_schema,
+    nearest,
+    node_of,
+    shown,
+    worded,
+)
 
-SCHEMA = Path("workflow/schemas/config.schema.yaml")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 _DEEPEST = 50
 
@@ -92,7 +100,7 @@ def _read(path: Path) -> dict:
         return {}
     if not isinstance(data, dict):
         raise StreamgaugeError(
-            f"holds {_kind(data)} at the top",
+            f"holds {kind_of(data)} at the top",
             where=str(path),
             remedy="A configuration is a mapping of keys to values.",
         )
@@ -131,7 +139,7 @@ def validate(config: Any, where: str = "config.yaml") -> dict:
     schema = load_schema()
     config = _normalised(copy.deepcopy(config), schema)
     errors = list(_validator().iter_errors(config))
-    faults = [text for error in errors for text in _worded(error, config)]
+    faults = [text for error in errors for text in worded(error, config)]
     if isinstance(config, dict):
         config = _filled(config, schema)
         faulty = {error.absolute_path[0] if error.absolute_path else None for error in errors}
@@ -140,19 +148,6 @@ def validate(config: Any, where: str = "config.yaml") -> dict:
     if faults:
         _refuse(faults, where)
     return config
-
-
-@cache
-def load_schema() -> dict:
-    """The configuration's JSON schema, from this checkout or the working directory."""
-    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
-        if (root / SCHEMA).is_file():
-            return yaml.safe_load((root / SCHEMA).read_text(encoding="utf-8"))
-    raise StreamgaugeError(
-        "the configuration's schema is not here",
-        where=str(SCHEMA),
-        remedy="Run from the root of a streamgauge checkout.",
-    )
 
 
 @cache
@@ -177,9 +172,9 @@ def _unreadable(value: Any, path: str, above: tuple = ()) -> Iterator[str]:
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                yield f"{_join(path, repr(key))}: a key must be text; put {key!r} in quotes"
+                yield f"{join(path, repr(key))}: a key must be text; put {key!r} in quotes"
             else:
-                yield from _unreadable(item, _join(path, key), (*above, value))
+                yield from _unreadable(item, join(path, key), (*above, value))
     elif isinstance(value, list):
         for i, item in enumerate(value):
             yield from _unreadable(item, f"{path}[{i}]", (*above, value))
@@ -188,34 +183,13 @@ def _unreadable(value: Any, path: str, above: tuple = ()) -> Iterator[str]:
     elif isinstance(value, int) and abs(value) > int(sys.float_info.max):
         yield f"{path} is larger than any number a setting can be"
     elif value is not None and not isinstance(value, str | int | float | bool):
-        yield f"{path} is {_shown(value)} ({_kind(value)}), not text, a number or a list"
-
-
-def _node(schema: dict, value: Any) -> dict:
-    """The schema that governs `value`: references followed, the branch chosen by `source`."""
-    if "$ref" in schema:
-        return _node(load_schema()["$defs"][schema["$ref"].rsplit("/", 1)[1]], value)
-    source = value.get("source") if isinstance(value, dict) else None
-    for arm in schema.get("allOf", ()):
-        if arm["if"]["properties"]["source"]["const"] == source:
-            return _node(arm["then"], value)
-    return schema
-
-
-def _child(node: dict, key: str) -> dict | None:
-    """The schema of one key of a mapping, or None for a key that does not belong."""
-    if key in node.get("properties", {}):
-        return node["properties"][key]
-    for pattern, schema in node.get("patternProperties", {}).items():
-        if re.search(pattern, key):
-            return schema
-    return None
+        yield f"{path} is {shown(value)} ({kind_of(value)}), not text, a number or a list"
 
 
 def _normalised(value: Any, schema: dict) -> Any:
-    node = _node(schema, value)
+    node = node_of(schema, value)
     if isinstance(value, dict):
-        pairs = ((key, item, _child(node, key)) for key, item in value.items())
+        pairs = ((key, item, child_of(node, key)) for key, item in value.items())
         return {k: v if child is None else _normalised(v, child) for k, v, child in pairs}
     if isinstance(value, list):
         return [_normalised(item, node["items"]) for item in value] if "items" in node else value
@@ -233,14 +207,14 @@ def _normalised(value: Any, schema: dict) -> Any:
 
 
 def _filled(value: Any, schema: dict) -> Any:
-    node = _node(schema, value)
+    node = node_of(schema, value)
     if isinstance(value, dict):
         value = dict(value)
         for key, child in node.get("properties", {}).items():
             if key not in value and "default" in child:
                 value[key] = copy.deepcopy(child["default"])
         for key, item in value.items():
-            child = _child(node, key)
+            child = child_of(node, key)
             value[key] = item if child is None else _filled(item, child)
     return value
 
@@ -253,7 +227,7 @@ def _cross_checks(config: dict, faulty: set) -> Iterator[str]:
             continue
         for i, name in enumerate(grid.get(kind, ())):
             if name not in config[kind]:
-                yield f"grid.{kind}[{i}] is {name!r}, which {kind} does not define" + _hint(
+                yield f"grid.{kind}[{i}] is {name!r}, which {kind} does not define" + nearest(
                     name, config[kind]
                 )
     for name in grid.get("subjects", ()):
@@ -262,11 +236,18 @@ def _cross_checks(config: dict, faulty: set) -> Iterator[str]:
     if "subjects" not in faulty:
         for name in grid.get("layers", ()):
             if name not in config["subjects"]:
-                yield f"grid.layers.{name}: subjects does not define {name!r}" + _hint(
+                yield f"grid.layers.{name}: subjects does not define {name!r}" + nearest(
                     name, config["subjects"]
                 )
     if "sae" in faulty:
         return
+    trainer = config["sae"]["trainer"]
+    for i, objective in enumerate(grid.get("objectives", ())):
+        if trainer != "native" and objective != "mse":
+            yield (
+                f"grid.objectives[{i}] is {objective}, which sae.trainer {trainer} cannot train;"
+                f" allowed: native"
+            )
     batch = config["sae"]["batch_size"]
     for i, tokens in enumerate(grid.get("tokens", ())):
         if tokens < batch:
@@ -279,122 +260,3 @@ def _cross_checks(config: dict, faulty: set) -> Iterator[str]:
             f"sae.pool_tokens is {config['sae']['pool_tokens']}, less than one step of {batch}"
             f" tokens (sae.batch_size)"
         )
-
-
-# --- wording ------------------------------------------------------------------------------------
-def _worded(error, config: Any) -> Iterator[str]:
-    """What a jsonschema error means, in this configuration's own words."""
-    path = _path(error.absolute_path)
-    value, rule, schema = error.instance, error.validator, error.schema
-    here = path or "the configuration"
-    if rule == "additionalProperties":
-        for key in value:
-            if _child(schema, key) is None:
-                yield _unknown_key(key, path, schema)
-    elif rule == "required":
-        for key in error.validator_value:
-            if key not in value:
-                child = _child(schema, key) or {}
-                says = child.get("description", "").rstrip(".")
-                yield f"{_join(path, key)} is missing; allowed: {_allowed(child)} ({says})"
-    elif rule == "not":  # a reserved name
-        yield f"{_join(path, str(value))}: the name {value!r} is taken by the layout of results"
-    elif rule == "oneOf":
-        ways = " or ".join(f"({option['title']})" for option in error.validator_value)
-        yield f"{here} needs exactly one of {ways}"
-    elif rule == "dependentRequired":
-        for key, needed in error.validator_value.items():
-            yield from (
-                f"{_join(path, other)} is missing: {key} needs it"
-                for other in needed
-                if key in value and other not in value
-            )
-    elif rule == "uniqueItems":
-        twice = next(item for i, item in enumerate(value) if item in value[:i])
-        yield f"{here} lists {_shown(twice)} twice"
-    elif rule in ("minItems", "minProperties"):
-        yield f"{here} is empty; allowed: at least one entry"
-    else:
-        words = schema.get("enum") or [o["const"] for o in schema.get("anyOf", ()) if "const" in o]
-        hint = _hint(value, words) if isinstance(value, str) else ""
-        yield f"{here} is {_shown(value)}; allowed: {_allowed(schema)}{hint}"
-
-
-def _unknown_key(key: str, path: str, schema: dict) -> str:
-    if schema.get("patternProperties"):
-        allowed = load_schema()["$defs"]["name"]["description"].rstrip(".")
-        return f"{path}: {_shown(key)} is not a usable name; allowed: {allowed}"
-    valid = list(schema["properties"])
-    hint = _hint(key, valid)
-    if not hint:
-        homes = [home or "the top level" for home, keys in _keys(load_schema(), "") if key in keys]
-        hint = f" ({key} belongs to {' or '.join(homes)})" if homes else ""
-    return f"{_join(path, key)} is not a key; allowed: {', '.join(valid)}{hint}"
-
-
-def _keys(schema: dict, path: str) -> Iterator[tuple[str, set[str]]]:
-    """Each fixed mapping of the schema with its keys."""
-    properties = schema.get("properties", {})
-    yield path, set(properties)
-    for key, child in properties.items():
-        yield from _keys(child, _join(path, key))
-
-
-def _allowed(schema: dict) -> str:
-    """What a schema admits, as words."""
-    schema = _node(schema, None)
-    if "anyOf" in schema:
-        return " or ".join(_allowed(option) for option in schema["anyOf"])
-    if "enum" in schema:
-        return ", ".join(str(item) for item in schema["enum"])
-    if "const" in schema:
-        return str(schema["const"])
-    words = {
-        "integer": "a whole number",
-        "number": "a number",
-        "string": "text",
-        "boolean": "true or false",
-        "null": "null",
-        "array": "a list",
-        "object": "a mapping",
-    }[schema["type"]]
-    if schema["type"] == "array":
-        return f"{words}, each entry {_allowed(schema['items'])}"
-    if schema["type"] == "object" and "properties" in schema:
-        return f"{words} with {', '.join(schema['properties'])}"
-    if "pattern" in schema:
-        return schema["description"].rstrip(".")
-    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[key]}" for key, sign in bounds.items() if key in schema]
-    if "maxLength" in schema:
-        limits.append(f"of at most {schema['maxLength']} characters")
-    if schema.get("minLength"):
-        limits.append("that is not empty")
-    return " ".join([words, " and ".join(limits)]) if limits else words
-
-
-def _hint(word: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.6)
-    return f" (nearest: {near[0]})" if near else ""
-
-
-def _path(parts: Iterable[str | int]) -> str:
-    path = ""
-    for part in parts:
-        path = f"{path}[{part}]" if isinstance(part, int) else _join(path, part)
-    return path
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
-
-
-def _shown(value: Any) -> str:
-    """A value as YAML writes it, cut short."""
-    words = {"None": "null", "True": "true", "False": "false"}
-    text = words.get(repr(value), repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _kind(value: Any) -> str:
-    return {dict: "a mapping", list: "a list", str: "text"}.get(type(value), type(value).__name__)

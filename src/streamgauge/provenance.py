@@ -36,6 +36,14 @@ def _tokens(config: Mapping, w: Mapping) -> dict:
     return {"corpus": corpus, "sequences": wanted[w["split"]]}
 
 
+def _probes(config: Mapping, w: Mapping) -> dict:
+    probes = dict(config["probes"])
+    if w["split"] == "train":
+        # training reads the downstream probes alone
+        probes |= {"same_positions": 0, "diagonal": 0}
+    return {"probes": probes}
+
+
 def _figure(name: str) -> Stage:
     return Stage(f"figure_{name}.py", lambda c, w: {"figure": c["figures"][name]})
 
@@ -45,14 +53,28 @@ STAGES: dict[str, Stage] = {
     "tokens": Stage("tokens.py", _tokens),
     "spectra": Stage("spectra.py", lambda c, w: {"spectra": c["spectra"]}),
     "harvest": Stage("harvest.py", lambda c, w: {"harvest": c["harvest"]}),
+    "gradients": Stage("gradients.py", lambda c, w: {"gradients": c["gradients"]}),
+    "probes": Stage("probes.py", _probes),
+    "calibration": Stage("calibration.py", lambda c, w: {"calibration": c["calibration"]}),
     "baseline": Stage("baseline.py", lambda c, w: {"evaluate": c["evaluate"]}),
     "train_sae": Stage("train_sae.py", lambda c, w: {"sae": c["sae"]}),
+    "train_behavioral": Stage("train_behavioral.py", lambda c, w: {"sae": c["sae"]}),
+    "train_e2e": Stage("train_e2e.py", lambda c, w: {"sae": c["sae"]}),
     "evaluate": Stage("evaluate.py", lambda c, w: {"evaluate": c["evaluate"]}),
+    "sensitivity": Stage("sensitivity.py", lambda c, w: {}),
+    "attention": Stage("attention.py", lambda c, w: {"attention": c["attention"]}),
     "score": Stage("score.py", lambda c, w: {"statistics": c["statistics"]}),
     "grid": Stage("grid.py", lambda c, w: {}),
     **{
+        name: Stage(f"{name}.py", lambda c, w: {"statistics": c["statistics"]})
+        for name in ("leaderboard", "calibration_table", "attention_table")
+    },
+    **{
         f"figure_{name}": _figure(name)
-        for name in ("proxy_gap", "rate_distortion", "pr_canyon", "loss_curves")
+        for name in (
+            *("proxy_gap", "rate_distortion", "pr_canyon", "loss_curves"),
+            *("calibration", "objectives", "leaderboard", "attention"),
+        )
     },
 }
 
