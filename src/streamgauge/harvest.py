@@ -1,20 +1,17 @@
 """Stream the residual stream of one layer into an activation store.
 
-The forward pass ends at the hooked layer; a writer thread checks and writes each shard while the
-next is computed, from two buffers of one shard each, so memory does not grow with the corpus.
-Batches are aligned to shards: a shard's bytes depend on its own rows and the batch size only, so
-a resumed harvest, or one spread over many processes, equals an uninterrupted one bit for bit.
+The forward pass ends at the hooked layer; `shard_writer` overlaps it with writing, keeps memory
+from growing with the corpus, and makes a resumed harvest, or one spread over many processes, equal
+an uninterrupted one bit for bit.
 """
 
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from streamgauge import hooks, stores
+from streamgauge import hooks, shard_writer, stores
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 from streamgauge.spectra import SINK_FACTOR
@@ -59,7 +56,7 @@ def harvest(
             finite or does not fit `dtype` (naming sequence, position and layer); the store cannot
             be written. Finished shards stay and are skipped by the next attempt.
     """
-    n_sequences, n_positions = _shape(tokens)
+    n_sequences, n_positions = shard_writer.shape_of(tokens)
     hooks.check_layers([layer], subject.n_layers)
     if dtype not in DTYPES:
         raise StreamgaugeError(
@@ -67,20 +64,10 @@ def harvest(
         )
     rows = stores.rows_per_chunk_and_shard(n_positions)[1]
     stop = n_sequences if stop is None else stop
-    for edge in (start, stop):
-        if not start <= edge <= n_sequences or start < 0 or (edge % rows and edge != n_sequences):
-            raise StreamgaugeError(
-                f"sequence {edge} is no shard boundary",
-                where=str(scratch),
-                remedy=f"Choose multiples of {rows}, or the end, {n_sequences}.",
-            )
-
-    def batches(shard: int) -> list[tuple[int, int]]:
-        end = min(n_sequences, (shard + 1) * rows)
-        return [(at, min(end, at + batch_size)) for at in range(shard * rows, end, batch_size)]
-
+    shard_writer.check_range(start, stop, n_sequences, rows, str(scratch))
     run = _Forward(subject, tokens, layer)
-    first_batches = batches(0)[: -(-_PROBE_SEQUENCES // batch_size)]
+    first_batches = shard_writer.batches(0, rows, n_sequences, batch_size)
+    first_batches = first_batches[: -(-_PROBE_SEQUENCES // batch_size)]
     stores.create_activations(
         scratch,
         n_sequences=n_sequences,
@@ -91,28 +78,19 @@ def harvest(
         hook_name=hooks.hook_name(layer),
     )
     store = stores.Store(scratch, writable=True)
-    mine = range(start // rows, -(-stop // rows))
-    todo = [shard for shard in store.missing("activations") if shard in mine]
-    bar = None
-    if progress:
-        n_todo = sum(min(stop, (shard + 1) * rows) - shard * rows for shard in todo)
-        done = (stop - start - n_todo) * n_positions
-        label = f"harvest L{layer:02d}"
-        bar = Progress((stop - start) * n_positions, "tokens", label, done=done)
-    pinned = torch.device(subject.device).type == "cuda"
     try:
-        with _Writer(store, min(rows, n_sequences), pinned) as writer:
-            for shard in todo:
-                first, end = shard * rows, min(n_sequences, (shard + 1) * rows)
-                buffer = writer.buffer()
-                for at, upto in batches(shard):
-                    writer.add(buffer, first, end, at, upto, run(at, upto))
-                    if bar:
-                        bar.update((upto - at) * n_positions)
-    except _NotFinite as fault:
+        shard_writer.write_shards(
+            store,
+            ["activations"],
+            lambda at, upto: {"activations": run(at, upto)},
+            batch_size=batch_size,
+            start=start,
+            stop=stop,
+            label=f"harvest L{layer:02d}" if progress else None,
+            pinned=torch.device(subject.device).type == "cuda",
+        )
+    except shard_writer.NotFinite as fault:
         raise run.explain(fault, store.attributes["dtype"]) from None
-    if bar:
-        bar.close()
 
 
 def finish(scratch: Path | str, *, progress: bool = True) -> dict:
@@ -184,10 +162,6 @@ def finish(scratch: Path | str, *, progress: bool = True) -> dict:
     }
 
 
-class _NotFinite(Exception):
-    """A stored value is not finite: (sequence, position)."""
-
-
 class _Forward:
     """The truncated forward pass over rows of a token table."""
 
@@ -215,7 +189,7 @@ class _Forward:
         with torch.inference_mode():
             return self._subject.residuals(ids, [self._layer])[self._layer]
 
-    def explain(self, fault: _NotFinite, dtype: str) -> StreamgaugeError:
+    def explain(self, fault: shard_writer.NotFinite, dtype: str) -> StreamgaugeError:
         """Was the activation itself not finite, or only too large for `dtype`?"""
         sequence, position = fault.args
         # alone instead of in its batch: rounding may differ, which does not matter here
@@ -233,95 +207,6 @@ class _Forward:
             where=where,
             remedy="Run the model in float32 (`subjects: dtype`), or check its weights.",
         )
-
-
-class _Writer:
-    """Checks and writes shards in a thread of its own, from two buffers.
-
-    `buffer` blocks until one is free. An error in the thread is raised by the next call.
-    """
-
-    def __init__(self, store: stores.Store, rows: int, pinned: bool):
-        self._store, self._pinned = store, pinned
-        dtype = getattr(torch, store.attributes["dtype"])
-        shape = (rows, *store.array("activations").shape[1:])
-        self._error: BaseException | None = None
-        self._free: queue.Queue = queue.Queue()
-        self._filled: queue.Queue = queue.Queue()
-        for _ in range(2):
-            self._free.put(torch.empty(shape, dtype=dtype, pin_memory=pinned))
-        self._thread = threading.Thread(target=self._run, name="shard writer", daemon=True)
-
-    def __enter__(self) -> "_Writer":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        # also after an error elsewhere: shards already complete are still written
-        self._filled.put(None)
-        self._thread.join()
-        if kind is None:
-            self._check()
-
-    def buffer(self) -> torch.Tensor:
-        """A free buffer for one shard."""
-        buffer = self._free.get()
-        self._check()
-        return buffer
-
-    def add(self, buffer, first: int, end: int, at: int, upto: int, h: torch.Tensor) -> None:
-        """Put the rows ``[at, upto)`` of the shard ``[first, end)`` into its buffer."""
-        self._check()
-        buffer[at - first : upto - first].copy_(h.to(buffer.dtype), non_blocking=self._pinned)
-        copied = None
-        if self._pinned:
-            copied = torch.cuda.Event()
-            copied.record()
-        self._filled.put((buffer, first, end, at, upto, copied))
-
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            while (item := self._filled.get()) is not None:
-                buffer, first, end, at, upto, copied = item
-                if copied is not None:
-                    copied.synchronize()
-                _require_finite(buffer[at - first : upto - first], at)
-                if upto == end:
-                    whole = buffer[: end - first]
-                    bits = whole.view(torch.uint16) if whole.dtype == torch.bfloat16 else whole
-                    self._store.write("activations", first, bits.numpy())
-                    self._free.put(buffer)
-        except BaseException as error:
-            self._error = error
-            self._free.put(None)  # wake whoever waits for a buffer
-
-
-def _require_finite(h: torch.Tensor, first: int) -> None:
-    """Raise for the first token of `h` (sequence, position, d_model) that is not finite.
-
-    A value too large for the dtype of `h` has become infinite in it.
-    """
-    # one sum per sequence is many times faster than isfinite on 16-bit floats; sums that
-    # overflow by themselves only cost the closer look
-    for sequence, row in enumerate(h, first):
-        if not row.float().sum().isfinite():
-            finite = row.isfinite().all(-1)
-            if not finite.all():
-                raise _NotFinite(sequence, int(finite.to(torch.uint8).argmin()))
-
-
-def _shape(tokens) -> tuple[int, int]:
-    shape = tuple(tokens.shape)
-    if len(shape) != 2 or 0 in shape:
-        raise StreamgaugeError(
-            f"tokens have shape {shape} instead of (sequences, positions)",
-            remedy="Check the corpus: it gave no rows.",
-        )
-    return shape
 
 
 def _choose_dtype(run: _Forward, first_batches: list[tuple[int, int]], scratch: Path | str) -> str:
