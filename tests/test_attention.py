@@ -231,6 +231,22 @@ def test_one_sequence_has_no_interval(rows):
     assert found.js_nats.notna().all()
 
 
+def test_a_study_says_which_sae_a_row_is(rows):
+    w = {"subject": "s", "corpus": "c", "ell": "01", "expansion": "8", "tokens": "1000"}
+    parts = [
+        ({"spec": {"wildcards": {**w, "k": k, "objective": "mse", "seed": "0"}}}, rows)
+        for k in ("8", "32")
+    ]
+    found = attention.study_table(parts, resamples=10)
+    assert list(found.k.unique()) == [8, 32] and (found.hook_layer == 1).all()
+    assert list(found)[:9] == [
+        *("subject", "corpus", "hook_layer", "expansion", "k", "tokens", "objective", "seed"),
+        "codec",
+    ]
+    own = found[found.k == 32].iloc[:, 8:].reset_index(drop=True)
+    pd.testing.assert_frame_equal(own, attention.table(rows, resamples=10))
+
+
 # --- what cannot be measured --------------------------------------------------------------------
 def test_a_model_without_attention_is_refused_in_one_line(tmp_path):
     subject = subjects.load(tiny_mamba(tmp_path / "model"), "cpu")

@@ -7,7 +7,7 @@ nats; JS ≤ ln 2. Heads at or below the patched layer see the clean run, so the
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -152,6 +152,29 @@ def table(
                 for column in values.T
             ]
         found.append(made)
+    return pd.concat(found, ignore_index=True)
+
+
+def study_table(parts: Iterable[tuple[Mapping, pd.DataFrame]], **statistics) -> pd.DataFrame:
+    """`table` of every SAE of a study.
+
+    Args:
+        parts: for each SAE the manifest of its rows, whose spec's wildcards say which SAE it is,
+            and the rows.
+        statistics: see `table`.
+
+    Returns:
+        Rows of `table` behind ``subject, corpus, hook_layer, expansion, k, tokens, objective,
+        seed``: ``hook_layer`` is where the SAE is patched in, ``layer`` where the head is.
+    """
+    found = []
+    for record, rows in parts:
+        w = record["spec"]["wildcards"]
+        cell = {"subject": w["subject"], "corpus": w["corpus"], "hook_layer": int(w["ell"])}
+        cell |= {name: int(w[name]) for name in ("expansion", "k", "tokens")}
+        cell |= {"objective": w["objective"], "seed": int(w["seed"])}
+        made = table(rows, **statistics)
+        found.append(made.assign(**cell)[[*cell, *made.columns]])
     return pd.concat(found, ignore_index=True)
 
 

@@ -1,4 +1,4 @@
-"""Attention-plan divergence of one SAE beside its controls: by sequence, and with intervals."""
+"""Attention-plan divergence of one SAE beside its controls, by sequence."""
 
 import os
 
@@ -15,8 +15,8 @@ with job(snakemake.log[0], snakemake.threads):
     sae, _ = io.load(os.path.dirname(source.cfg), subject.device)
     nulls = {"untrained": controls.untrained_like(sae, trained)}
     made_from = [source.subject, source.tokens, source.activations, source.sae]
-    with stores.working(out.rows, manifest.identity(spec, made_from)) as scratch:
-        rows = attention.measure(
+    with stores.working(out.table, manifest.identity(spec, made_from)) as scratch:
+        table = attention.measure(
             subject,
             stores.open_tokens(source.token_store),
             int(snakemake.wildcards.ell),
@@ -24,7 +24,5 @@ with job(snakemake.log[0], snakemake.threads):
             scratch=scratch,
             **provenance.settings(spec, "attention"),
         )
-        rows.to_parquet(out.rows, index=False)
-        table = attention.table(rows, **provenance.settings(spec, "statistics"))
-        table.to_csv(out.table, index=False)
-    manifest.write(out.manifest, spec, [out.rows, out.table], made_from)
+        table.to_parquet(out.table, index=False)
+    manifest.write(out.manifest, spec, [out.table], made_from)
