@@ -1,6 +1,7 @@
 """Scores of an SAE beside its nulls, with paired bootstrap intervals, from per-sequence tables.
 
-Everything is computed from the tables `evaluate` writes; definitions are those of DEFINITIONS.md.
+Everything is computed from the tables `evaluate` and `sensitivity` write; definitions are those of
+DEFINITIONS.md.
 Codecs are named ``sae``, ``untrained``, ``zero`` and ``mean``; ``sae_minus_untrained`` is the
 paired difference to the untrained SAE of the same shape.
 """
@@ -24,11 +25,19 @@ LATENTS_AT_ONCE = 64
 # Columns of the per-sequence table that are sums already.
 _SUMS = ("n_tokens", "sse", "sst", "cosine_sum", "relative_error_sum", "l0_sum")
 _COUNTS = ("n_sequences", "n_tokens", "n_predicted")
+# The same of the sensitivity table.
+_SENSITIVITY_SUMS = (
+    *("n_tokens", "n_predicted", "swd_sum", "gradient_dot_abs_sum", "gradient_dot_sum"),
+    *("quad_sum", "joint_quad", "diagonal_quad_sum"),
+    *("n_same", "same_quad_sum", "downstream_at_same_sum"),
+    *("trace_squared_sum", "trace_of_square_sum"),
+)
 
 
 def scores(
     per_sequence: pd.DataFrame,
     latents: pd.DataFrame,
+    sensitivity: pd.DataFrame | None = None,
     *,
     d_sae: int,
     k: int,
@@ -42,6 +51,7 @@ def scores(
         per_sequence: rows of `evaluate` for ``zero``, ``mean`` and any SAEs, on the same
             sequences.
         latents: firing counts of `evaluate` for the codecs with latents.
+        sensitivity: table of `sensitivity.measure` on the same sequences, where there is one.
         d_sae, k: shape of the SAEs, for the alive fraction and the rate.
         resamples, confidence, seed: see `statistics.bootstrap`; all codecs and both token sets
             share the resamples.
@@ -59,13 +69,23 @@ def scores(
         - ``l0``, ``rate_bits`` (a constant of d_sae and k), ``entropy_rate_bits``, bits/token;
         - ``ce_rec_mean_of_ratios`` (over sequences), ``ce_rec_ratio_of_totals`` (over tokens);
         - ``ce_loss_score_zero``, ``ce_loss_score_mean``: over tokens, as SAELens;
-        - ``l_orig_nats``, ``l_recon_nats``, ``kl_nats``: means over predicted positions;
+        - ``l_orig_nats``, ``l_recon_nats``, ``kl_nats``, ``delta_l_nats`` = L_recon − L_orig:
+          means over predicted positions;
+        - ``swd``, ``gradient_dot_abs``, ``gradient_dot``: means over tokens of (g·δ)², |g·δ|, g·δ;
+        - ``first_order_nats``, ``quad_nats``, ``joint_quad_nats``, ``diagonal_quad_nats``: Σg·δ,
+          ½δᵀGδ of each token alone, of all together, and with diag(p) for the Fisher, per
+          predicted position: what `delta_l_nats` (the first) and `kl_nats` (the others) would be;
+        - ``same_position_quad_nats``: ½δᵀGδ by the token's own logits, mean over the tokens with
+          such probes; ``downstream_over_same_position``: ratio of totals over those tokens;
+        - ``fisher_deviation``: Fisher–Euclidean deviation of the layer, the same for every codec.
+          All these are None for a codec without rows in `sensitivity`;
         - ``n_sequences``, ``n_tokens``, ``n_predicted``: what the numbers rest on, no interval.
 
     Raises:
         StreamgaugeError: an ablation is missing, or codecs were run on different sequences.
     """
     rows = _by_codec(per_sequence)
+    costs = _costs(sensitivity, rows)
     n = len(next(iter(rows.values())))
     counts = statistics.resample_counts(n, resamples, seed)
     found: dict[str, dict] = {codec: {} for codec in rows}
@@ -75,7 +95,8 @@ def scores(
         weights = np.vstack([np.ones(n), counts])
         values = {}
         for codec, table in rows.items():
-            values[codec] = _aggregate(_columns(table, rows, s), weights, table.d_model.iloc[0])
+            columns = _columns(table, rows, costs.get(codec), s)
+            values[codec] = _aggregate(columns, weights, table.d_model.iloc[0])
             if not np.isnan(table[f"l0_sum_{s}"]).any():
                 fired = _firing(latents, codec, f"n_{s}", table.index, d_sae)
                 values[codec] |= _latent_metrics(fired, weights, values[codec]["n_tokens"])
@@ -102,6 +123,9 @@ METRICS = (
     *("alive", "l0", "rate_bits", "entropy_rate_bits"),
     *("ce_rec_mean_of_ratios", "ce_rec_ratio_of_totals"),
     *("ce_loss_score_zero", "ce_loss_score_mean", "kl_nats", "l_orig_nats", "l_recon_nats"),
+    *("delta_l_nats", "first_order_nats", "quad_nats", "joint_quad_nats", "diagonal_quad_nats"),
+    *("swd", "gradient_dot_abs", "gradient_dot"),
+    *("same_position_quad_nats", "downstream_over_same_position", "fisher_deviation"),
     *_COUNTS,
 )
 
@@ -129,7 +153,25 @@ def _by_codec(per_sequence: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return rows
 
 
-def _columns(table: pd.DataFrame, rows: Mapping[str, pd.DataFrame], s: str) -> pd.DataFrame:
+def _costs(sensitivity, rows) -> dict[str, pd.DataFrame]:
+    """codec -> its sensitivity rows, in the order of `rows`; those that were measured."""
+    if sensitivity is None:
+        return {}
+    sequences = next(iter(rows.values())).index
+    costs = {
+        str(name): sensitivity[sensitivity.codec == name].set_index("sequence").sort_index()
+        for name in sensitivity.codec.unique()
+    }
+    for name, table in costs.items():
+        if not table.index.equals(sequences):
+            raise StreamgaugeError(
+                f"the sensitivity of '{name}' was not measured on the sequences of its evaluation",
+                remedy="Harvest gradients and probes for the evaluation split.",
+            )
+    return costs
+
+
+def _columns(table, rows: Mapping[str, pd.DataFrame], costs, s: str) -> pd.DataFrame:
     """Per-sequence columns of which every score is a function of the sums."""
     columns = {key: table[f"{key}_{s}"] for key in _SUMS}
     n_predicted = table[f"n_predicted_{s}"]
@@ -148,6 +190,8 @@ def _columns(table: pd.DataFrame, rows: Mapping[str, pd.DataFrame], s: str) -> p
         "counted": counted,
         "n_sequences": np.ones(len(table)),
     }
+    for key in _SENSITIVITY_SUMS:
+        columns[f"cost_{key}"] = np.nan if costs is None else costs[f"{key}_{s}"]
     return pd.DataFrame(columns).astype(np.float64)
 
 
@@ -177,9 +221,33 @@ def _aggregate(columns: pd.DataFrame, weights: np.ndarray, d_model: int) -> dict
                 "kl_nats": t["kl"] / t["n_predicted"],
                 "l_orig_nats": t["l_orig"] / t["n_predicted"],
                 "l_recon_nats": t["l_recon"] / t["n_predicted"],
+                "delta_l_nats": (t["l_recon"] - t["l_orig"]) / t["n_predicted"],
             }
+            | _sensitivities(t, d_model)
             | {key: t[key] for key in _COUNTS}
         )
+
+
+def _sensitivities(t, d_model) -> dict[str, np.ndarray]:
+    """Scores of the sums of `_SENSITIVITY_SUMS`; NaN where they were not measured."""
+    per_token = {key: f"{key}_sum" for key in ("swd", "gradient_dot_abs", "gradient_dot")}
+    per_predicted = {
+        "first_order_nats": "gradient_dot_sum",
+        "quad_nats": "quad_sum",
+        "joint_quad_nats": "joint_quad",
+        "diagonal_quad_nats": "diagonal_quad_sum",
+    }
+    return (
+        {key: t[f"cost_{name}"] / t["cost_n_tokens"] for key, name in per_token.items()}
+        | {key: t[f"cost_{name}"] / t["cost_n_predicted"] for key, name in per_predicted.items()}
+        | {
+            "same_position_quad_nats": t["cost_same_quad_sum"] / t["cost_n_same"],
+            "downstream_over_same_position": t["cost_downstream_at_same_sum"]
+            / t["cost_same_quad_sum"],
+            "fisher_deviation": 1
+            - t["cost_trace_squared_sum"] / (d_model * t["cost_trace_of_square_sum"]),
+        }
+    )
 
 
 def _firing(latents, codec, column, sequences, d_sae) -> sparse.csc_matrix:
@@ -218,14 +286,17 @@ def _entry(key, values, n, confidence) -> dict[str, float | None]:
     return dict(zip(("value", "low", "high"), numbers, strict=True))
 
 
-def scorecard(per_sequence, latents, *, d_model: int, d_sae: int, k: int, **statistics_) -> dict:
+def scorecard(
+    per_sequence, latents, sensitivity=None, *, d_model: int, d_sae: int, k: int, **statistics_
+) -> dict:
     """`scores` with the shape they belong to, as ``scores.json`` holds them.
 
     Args:
-        per_sequence, latents, d_sae, k: see `scores`; `statistics_` are its other arguments.
+        per_sequence, latents, sensitivity, d_sae, k: see `scores`; `statistics_` are its other
+            arguments.
         d_model: width of the residual stream.
     """
-    found = scores(per_sequence, latents, d_sae=d_sae, k=k, **statistics_)
+    found = scores(per_sequence, latents, sensitivity, d_sae=d_sae, k=k, **statistics_)
     return {"d_model": d_model, "d_sae": d_sae, "k": k, "scores": found}
 
 

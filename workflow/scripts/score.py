@@ -11,10 +11,11 @@ with job(snakemake.log[0], snakemake.threads):
     facts = scores.scorecard(
         pd.concat([pd.read_parquet(source.table), pd.read_parquet(source.baseline_table)]),
         pd.read_parquet(source.latents),
+        pd.read_parquet(source.sensitivity_table),
         d_model=shape["d_model"],
         d_sae=shape["d_sae"],
         k=shape["k"],
         **provenance.settings(spec, "statistics"),
     )
-    made_from = [source.sae, source.per_sequence, source.baseline]
+    made_from = [source.sae, source.per_sequence, source.baseline, source.sensitivity]
     manifest.write(snakemake.output[0], spec, [], made_from, facts)
