@@ -5,7 +5,7 @@ alone, so everything computed on the same n sequences, whatever the model, SAE o
 same resamples and differences are paired.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,3 +88,96 @@ def bootstrap(
     return percentile_interval(
         statistic(table.sum(0)), statistic(counts @ table), len(table), confidence
     )
+
+
+def clustered_counts(
+    clusters: Sequence[Hashable], resamples: int = 5000, seed: int = 0
+) -> np.ndarray:
+    """How often each row is drawn where whole clusters of rows are drawn.
+
+    Args:
+        clusters: the cluster each of n rows belongs to.
+        resamples, seed: see `resample_counts`, which draws the clusters.
+
+    Returns:
+        Shape ``(resamples, n)``, float64; rows of one cluster have equal counts.
+    """
+    numbers: dict[Hashable, int] = {}
+    of_row = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
+    return resample_counts(len(numbers), resamples, seed)[:, of_row]
+
+
+def shuffles(groups: Sequence[Hashable], resamples: int = 5000, seed: int = 0) -> np.ndarray:
+    """Random permutations of n rows that move rows only within their group.
+
+    Args:
+        groups: the group each of n rows belongs to; all the same for a free shuffle.
+
+    Returns:
+        Shape ``(resamples, n)``, indices: ``labels[shuffles(...)]`` are the shuffled labels. A
+        function of the three arguments only.
+    """
+    rng = np.random.default_rng(seed)
+    rows: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    order = np.empty((resamples, len(groups)), np.intp)
+    for members in rows.values():
+        order[:, members] = rng.permuted(np.tile(members, (resamples, 1)), axis=1)
+    return order
+
+
+def ranks(x, counts=None) -> np.ndarray:
+    """Ranks along the last axis from 1, ties sharing their mean rank.
+
+    Args:
+        x: finite values, shape ``(..., n)``.
+        counts: how often each value occurs, broadcastable with `x`: the rank is the one it has in
+            the sample with every value repeated that often. Default: once each.
+
+    Returns:
+        float64, the broadcast shape. Values that occur 0 times get a rank too, one of no use.
+    """
+    x = np.asarray(x, np.float64)
+    counts = np.ones_like(x) if counts is None else np.asarray(counts, np.float64)
+    order = x.argsort(-1, kind="stable")
+    x = np.take_along_axis(x, order, -1)
+    # a run of equal values covers the ranks from below + 1 to above
+    upto = np.take_along_axis(counts, order, -1).cumsum(-1)
+    edge = np.ones((*x.shape[:-1], 1), bool)
+    new = np.concatenate([edge, x[..., 1:] != x[..., :-1]], -1)
+    last = np.concatenate([new[..., 1:], edge], -1)
+    before = np.concatenate([np.zeros_like(upto[..., :1]), upto[..., :-1]], -1)
+    below = np.maximum.accumulate(np.where(new, before, 0), -1)
+    above = np.minimum.accumulate(np.where(last, upto, np.inf)[..., ::-1], -1)[..., ::-1]
+    found = np.empty_like(upto)
+    np.put_along_axis(found, np.broadcast_to(order, upto.shape), (below + above + 1) / 2, -1)
+    return found
+
+
+def pearson(x, y, counts=None) -> np.ndarray:
+    """Pearson's correlation along the last axis; of `ranks` it is Spearman's.
+
+    Args:
+        x, y: broadcastable to ``(..., n)``.
+        counts: how often each pair occurs, broadcastable with them. Default: once each.
+
+    Returns:
+        Shape ``(...)``; NaN where x or y does not vary.
+    """
+    counts = 1.0 if counts is None else np.asarray(counts, np.float64)
+    x, y, counts = np.broadcast_arrays(
+        np.asarray(x, np.float64), np.asarray(y, np.float64), counts, subok=False
+    )
+    dx, varies_x = _centred(x, counts)
+    dy, varies_y = _centred(y, counts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.sqrt((counts * dx * dx).sum(-1)) * np.sqrt((counts * dy * dy).sum(-1))
+        r = np.clip((counts * dx * dy).sum(-1) / size, -1, 1)
+    return np.where(varies_x & varies_y, r, np.nan)
+
+
+def _centred(x, counts):
+    """x less its mean, and whether anything but rounding is left."""
+    d = x - (counts * x).sum(-1, keepdims=True) / counts.sum(-1, keepdims=True)
+    return d, (counts * d * d).sum(-1) > 1e-24 * (counts * x * x).sum(-1)
