@@ -25,6 +25,9 @@ class Made:
         self.keep["no_sink"][:, 0] = False
         self.ce = {"orig": rng.gamma(9, 0.3, (n, T - 1))}
         self.a_hat, self.z, self.kl, rows, latents = {}, {}, {}, [], []
+        self.dot, self.quad, self.same, costs = {}, {}, {}, []
+        self.traces = rng.gamma(2, 1, (2, n, T))
+        self.sampled = rng.random((n, T)) < 0.3
         for codec, noise in (("sae", 0.3), ("untrained", 1.0), ("zero", None), ("mean", None)):
             mean = {s: self.a[k].mean(0) for s, k in self.keep.items()}
             self.a_hat[codec] = {
@@ -63,10 +66,34 @@ class Made:
                 columns = {"sequence": sequence, "codec": codec, "latent": latent}
                 columns |= {f"n_{s}": c[sequence, latent] for s, c in counts.items()}
                 latents.append(pd.DataFrame(columns))
+            self.dot[codec] = rng.normal(size=(n, T)) * (noise or 2.0)
+            self.quad[codec] = rng.gamma(2, noise or 2.0, (n, T))
+            self.same[codec] = self.quad[codec] * rng.random((n, T))
+            cost = {"sequence": np.arange(n), "codec": codec}
+            for s, keep in self.keep.items():
+                at = keep & self.sampled
+                per_token = {
+                    "n_tokens": (np.ones((n, T)), keep),
+                    "n_predicted": (np.ones((n, T - 1)), keep[:, :-1]),
+                    "swd_sum": (self.dot[codec] ** 2, keep),
+                    "gradient_dot_abs_sum": (abs(self.dot[codec]), keep),
+                    "gradient_dot_sum": (self.dot[codec], keep),
+                    "quad_sum": (self.quad[codec], keep),
+                    "joint_quad": (self.quad[codec] * 1.5, keep),
+                    "diagonal_quad_sum": (self.quad[codec] * 2, keep),
+                    "n_same": (np.ones((n, T)), at),
+                    "same_quad_sum": (self.same[codec], at),
+                    "downstream_at_same_sum": (self.quad[codec], at),
+                    "trace_squared_sum": (self.traces[0], keep),
+                    "trace_of_square_sum": (self.traces[1], keep),
+                }
+                cost |= {f"{k}_{s}": (x * mask).sum(1) for k, (x, mask) in per_token.items()}
+            costs.append(pd.DataFrame(cost))
         self.rows, self.latents = pd.concat(rows, ignore_index=True), pd.concat(latents)
+        self.costs = pd.concat(costs, ignore_index=True)
 
     def scores(self, **changes):
-        return scores.scores(self.rows, self.latents, **(SETTINGS | changes))
+        return scores.scores(self.rows, self.latents, self.costs, **(SETTINGS | changes))
 
 
 MADE = Made()
@@ -100,6 +127,20 @@ def test_values_equal_the_metrics_on_all_tokens(codec, s):
         "n_sequences": N,
         "n_tokens": keep.sum(),
         "n_predicted": at.sum(),
+    }
+    dot, quad, sampled = MADE.dot[codec], MADE.quad[codec], keep & MADE.sampled
+    expected |= {
+        "delta_l_nats": (recon - orig).mean(),
+        "first_order_nats": dot[keep].sum() / at.sum(),
+        "quad_nats": quad[keep].sum() / at.sum(),
+        "joint_quad_nats": 1.5 * quad[keep].sum() / at.sum(),
+        "diagonal_quad_nats": 2 * quad[keep].sum() / at.sum(),
+        "swd": (dot[keep] ** 2).mean(),
+        "gradient_dot_abs": abs(dot[keep]).mean(),
+        "gradient_dot": dot[keep].mean(),
+        "same_position_quad_nats": MADE.same[codec][sampled].mean(),
+        "downstream_over_same_position": quad[sampled].sum() / MADE.same[codec][sampled].sum(),
+        "fisher_deviation": 1 - MADE.traces[0][keep].sum() / (D * MADE.traces[1][keep].sum()),
     }
     z = MADE.z[codec]
     if z is not None:
@@ -165,7 +206,9 @@ def test_the_difference_to_the_untrained_sae_is_paired():
     same = pd.concat([tables[0], tables[0].assign(codec="untrained"), *_ablations()])
     latents = MADE.latents[MADE.latents.codec == "sae"]
     latents = pd.concat([latents, latents.assign(codec="untrained")])
-    found = scores.scores(same, latents, **SETTINGS)["sae_minus_untrained"]["all"]
+    costs = MADE.costs[MADE.costs.codec == "sae"]
+    costs = pd.concat([costs, costs.assign(codec="untrained")])
+    found = scores.scores(same, latents, costs, **SETTINGS)["sae_minus_untrained"]["all"]
     for key, entry in found.items():
         assert key.startswith("n_") or entry == {"value": 0, "low": 0, "high": 0}, key
 
@@ -176,7 +219,9 @@ def _ablations():
 
 def test_row_order_and_categories_do_not_matter_and_bytes_repeat():
     rows = MADE.rows.sample(frac=1, random_state=0).astype({"codec": "category"})
-    again = scores.scores(rows, MADE.latents.sample(frac=1, random_state=0), **SETTINGS)
+    costs = MADE.costs.sample(frac=1, random_state=0).astype({"codec": "category"})
+    latents = MADE.latents.sample(frac=1, random_state=0)
+    again = scores.scores(rows, latents, costs, **SETTINGS)
     for codec, by_set in FOUND.items():
         assert json.dumps(by_set, allow_nan=False) == json.dumps(again[codec], allow_nan=False)
 
@@ -210,6 +255,64 @@ def test_a_missing_baseline_and_other_sequences_are_errors():
         scores.scores(pd.concat([rows, rows]), MADE.latents, **SETTINGS)
     with pytest.raises(StreamgaugeError, match="latent counts"):
         scores.scores(rows, MADE.latents, **(SETTINGS | {"d_sae": M - 30}))
+
+
+SENSITIVITIES = scores.METRICS[
+    scores.METRICS.index("first_order_nats") : scores.METRICS.index("n_sequences")
+]
+
+
+def test_without_a_sensitivity_table_its_scores_are_none_and_the_others_stay():
+    found = scores.scores(MADE.rows, MADE.latents, **SETTINGS)
+    for codec, by_set in found.items():
+        for s, by_metric in by_set.items():
+            for key, entry in by_metric.items():
+                if key in SENSITIVITIES:
+                    assert set(entry.values()) == {None}, key
+                else:
+                    assert entry == FOUND[codec][s][key], key
+
+
+def test_what_was_not_harvested_is_none():
+    made = Made()
+    for s in scores.TOKEN_SETS:
+        made.costs[f"diagonal_quad_sum_{s}"] = np.nan
+        made.costs[f"n_same_{s}"] = 0
+        made.costs[[f"same_quad_sum_{s}", f"downstream_at_same_sum_{s}"]] = np.nan
+    missing = {
+        *("diagonal_quad_nats", "same_position_quad_nats", "downstream_over_same_position"),
+    }
+    for codec, by_set in made.scores().items():
+        for s, by_metric in by_set.items():
+            for key, entry in by_metric.items():
+                wanted = dict.fromkeys(entry) if key in missing else FOUND[codec][s][key]
+                assert entry == wanted, key
+
+
+def test_sensitivities_have_paired_intervals():
+    swd = {codec: FOUND[codec]["all"]["swd"] for codec in scores.CODECS}
+    difference = swd["sae_minus_untrained"]
+    assert difference["value"] == pytest.approx(swd["sae"]["value"] - swd["untrained"]["value"])
+    columns = [
+        MADE.costs[MADE.costs.codec == codec][key].to_numpy()
+        for codec in ("sae", "untrained")
+        for key in ("swd_sum_all", "n_tokens_all")
+    ]
+    settings = {key: SETTINGS[key] for key in ("resamples", "confidence", "seed")}
+    expected = bootstrap(
+        np.stack(columns, 1), lambda t: t[..., 0] / t[..., 1] - t[..., 2] / t[..., 3], **settings
+    )
+    assert tuple(difference.values()) == pytest.approx(expected, rel=1e-12)
+    # the layer's deviation is the same for every codec
+    deviation = FOUND["sae"]["no_sink"]["fisher_deviation"]
+    assert deviation["low"] < deviation["value"] < deviation["high"]
+    assert FOUND["zero"]["no_sink"]["fisher_deviation"] == deviation
+
+
+def test_sensitivity_of_other_sequences_is_an_error():
+    for costs in (MADE.costs[MADE.costs.sequence > 0], pd.concat([MADE.costs, MADE.costs])):
+        with pytest.raises(StreamgaugeError, match=r"sensitivity of '\w+' was not measured on the"):
+            scores.scores(MADE.rows, MADE.latents, costs, **SETTINGS)
 
 
 def test_the_grid_table_has_one_row_for_each_codec_and_token_set():
