@@ -341,9 +341,8 @@ def check_factors(factors: torch.Tensor) -> None:
     """
     n, _, s = factors.shape
     if s == 0:
-        row = " row 0" if n else ""
         raise StreamgaugeError(
-            f"the factors of{row or ' no row'} have s = 0 probes",
+            "the factors of row 0 have s = 0 probes",
             remedy="Harvest at least one probe, or use RowMetric.euclidean.",
         )
     step = ROWS_AT_ONCE.get(factors.device.type, ROWS_AT_ONCE_ELSEWHERE)
