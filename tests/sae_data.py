@@ -1,6 +1,7 @@
-"""Small real activation stores with sparse structure, for the tests of the SAE library."""
+"""Small real activation and probe stores with sparse structure, for the tests of the SAE library."""
 
 import numpy as np
+import torch
 
 from streamgauge import stores
 
@@ -35,3 +36,24 @@ def write_store(path, x):
     store.write_all("median_norm", np.median(norm))
     store.write_all("sink_threshold", 10 * np.median(norm))
     return stores.ActivationStore(path)
+
+
+def write_probes(path, factors, dtype="float32", layer=3):
+    """A probe store of the factors (sequence, position, d_model, probe)."""
+    n_sequences, n_positions, d_model, n_probes = factors.shape
+    stores.create_probes(
+        path,
+        n_sequences=n_sequences,
+        n_positions=n_positions,
+        d_model=d_model,
+        n_probes=n_probes,
+        dtype=dtype,
+        layer=layer,
+        hook_name=f"blocks.{layer}.hook_resid_post",
+    )
+    stored = torch.as_tensor(factors, dtype=getattr(torch, dtype))
+    if dtype == "bfloat16":
+        stored = stored.view(torch.uint16)
+    store = stores.Store(path, writable=True)
+    store.write("probes", 0, stored.numpy())
+    return stores.ProbeStore(path)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from streamgauge.sae import io, train
+from streamgauge.sae.objective import SquaredError
 from streamgauge.stores import ActivationStore, working
 
 
@@ -14,6 +15,7 @@ def fit(
     settings: Mapping[str, object],
     identity: str,
     device: str = "cpu",
+    objective: SquaredError | None = None,
 ) -> dict:
     """Train the SAE of `cell`; write its configuration, weights and ``training.csv``.
 
@@ -26,6 +28,7 @@ def fit(
         settings: the config block ``sae``, see `train.Settings`.
         identity: what unfinished work belongs to, see `manifest.identity`.
         device: a torch device.
+        objective: the squared error when not given, see `train.train`.
 
     Returns:
         The manifest's facts: ``d_model``, ``d_sae``, ``k``, ``seed`` and those of `train.Trained`.
@@ -44,6 +47,7 @@ def fit(
             [run],
             train.Settings(**settings),
             scratch,
+            objective=objective,
             device=device,
             data_seed=run.seed,
             label=label,
@@ -62,5 +66,6 @@ def _metadata(store: ActivationStore, cell: Mapping[str, str], facts: Mapping) -
         "hook_name": store.hook_name,
         "context_size": store.n_positions,
         "training_tokens": facts["tokens_seen"],
+        "objective": facts["objective"],
         "seed": int(cell["seed"]),
     }

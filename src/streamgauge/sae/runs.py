@@ -84,11 +84,14 @@ class Trained:
     Attributes:
         sae: for unscaled activations.
         history: one row a logged step, at most about 2,000: ``step`` and ``tokens`` done;
-            ``loss``, squared error summed over d, mean over the batch, of scaled activations;
-            ``fvu``, loss over the variance of the batch; ``auxk_loss``; ``dead`` latents; ``lr``;
-            ``l0``. ``training.csv`` is this table.
+            ``loss``, mean over the batch, in the unit of the objective (``mse``: squared error of
+            scaled activations, summed over d; ``behavioral``: nats a token, half the quadratic
+            form; ``e2e``: nats a predicted position, the divergence); ``fvu``, squared error over
+            the variance of the batch, for every objective; ``auxk_loss``; ``dead`` latents;
+            ``lr``; ``l0``. ``training.csv`` is this table.
         facts: ``b_dec_init`` (list, unscaled), ``scale``, ``variance``, ``sample_tokens``,
-            ``epochs``, ``steps``, ``tokens_seen``, ``lr``, ``data_seed``, ``trainer``.
+            ``reference_loss`` (see `start.Start`, in the unit of ``loss``), ``epochs``, ``steps``,
+            ``tokens_seen``, ``lr``, ``data_seed``, ``objective``, ``trainer``.
     """
 
     sae: topk.TopKSAE
@@ -96,12 +99,16 @@ class Trained:
     facts: dict
 
 
-def check(runs: Sequence[Run], settings: Settings) -> None:
+def check(runs: Sequence[Run], settings: Settings, objective: str, batch_size: int) -> None:
     """Refuse what cannot be trained, before any data is read.
 
+    Args:
+        objective: its name.
+        batch_size: tokens of a step, which `objective` may round.
+
     Raises:
-        StreamgaugeError: k > d_sae, a budget below one batch, an unknown trainer or b_dec_init, or
-            no run at all.
+        StreamgaugeError: k > d_sae, a budget below one batch, an unknown trainer or b_dec_init,
+            SAELens' trainer with another objective than ``mse``, or no run at all.
     """
     if not runs:
         raise StreamgaugeError("no SAE to train")
@@ -111,34 +118,44 @@ def check(runs: Sequence[Run], settings: Settings) -> None:
             raise StreamgaugeError(
                 f"{value!r} is not one of {', '.join(values)}", where=f"sae.{key}"
             )
+    if settings.trainer == "saelens" and objective != "mse":
+        raise StreamgaugeError(
+            f"SAELens' trainer knows no objective {objective!r}",
+            where="sae.trainer",
+            remedy="Set sae.trainer to native, or leave mse alone in grid.objectives.",
+        )
     for run in runs:
         topk.check_k(run.k, run.d_sae)
-        if run.tokens < settings.batch_size:
+        if run.tokens < batch_size:
             raise StreamgaugeError(
-                f"a budget of {run.tokens} tokens is less than one batch of {settings.batch_size}",
+                f"a budget of {run.tokens} tokens is less than one batch of {batch_size}",
                 remedy="Raise grid.tokens or lower sae.batch_size.",
             )
 
 
-def trained(
-    sae, rows, start: Start, stream: Stream, steps: int, lr: float, trainer: str
-) -> Trained:
-    """The result of a run, from either trainer; `sae` is for unscaled activations."""
+def trained(sae, rows, start: Start, stream: Stream, steps: int, seen: int, facts: dict) -> Trained:
+    """The result of a run, from either trainer.
+
+    Args:
+        sae: for unscaled activations.
+        rows: of the history, in the order of `COLUMNS`.
+        seen: tokens.
+        facts: ``lr``, ``objective`` and ``trainer``.
+    """
     import pandas as pd
 
     history = pd.DataFrame(rows, columns=COLUMNS)
     history = history.astype(dict.fromkeys(("step", "tokens", "dead"), "int64"))
-    seen = steps * stream.batch_size
     facts = {
         "b_dec_init": (start.b_dec.cpu().double() / start.scale).tolist(),
         "scale": start.scale,
         "variance": start.variance,
         "sample_tokens": start.sample_tokens,
+        "reference_loss": start.reference,
         "epochs": seen / stream.tokens_per_epoch,
         "steps": steps,
         "tokens_seen": seen,
-        "lr": lr,
         "data_seed": stream.seed,
-        "trainer": trainer,
+        **facts,
     }
     return Trained(sae, history, facts)

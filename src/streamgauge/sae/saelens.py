@@ -1,4 +1,4 @@
-"""The second trainer: SAELens' own, fed by the same stream (``trainer: saelens``).
+"""The second trainer: SAELens' own, fed by the same stream (``trainer: saelens``), for ``mse``.
 
 It exists to compare with: the same batches in the same order, from the same initial weights.
 What it cannot do, or does its own way:
@@ -71,7 +71,8 @@ def _train_one(run, settings, start: Start, stream: Stream, label: str) -> Train
     if settings.unit_norm:
         sae = io.fold_decoder_norm(sae)
     sae = sae.for_unscaled_input(start.scale)
-    return trained(sae, rows, start, stream, steps, run.peak_lr(settings), "saelens")
+    facts = {"lr": run.peak_lr(settings), "objective": "mse", "trainer": "saelens"}
+    return trained(sae, rows, start, stream, steps, steps * batch, facts)
 
 
 def _trainer(run: Run, settings: Settings, start: Start, device, steps: int, batches):

@@ -22,16 +22,21 @@ class Start:
         variance: total variance of the scaled tokens that are no sinks.
         b_dec: (d,) initial decoder bias, scaled.
         sample_tokens: size of the sample.
+        reference: the objective's loss of a reconstruction that knows nothing of the token, in
+            the units of its loss; the loss is divided by it.
     """
 
     scale: float
     variance: float
     b_dec: torch.Tensor
     sample_tokens: int
+    reference: float
 
 
 def measure(stream: Stream, b_dec_init: str) -> Start:
     """Scale, variance and initial b_dec from the first tokens of an unscaled stream.
+
+    `Start.reference` is that of the squared error, the variance.
 
     Args:
         stream: with ``scale`` 1.
@@ -44,7 +49,7 @@ def measure(stream: Stream, b_dec_init: str) -> Start:
     norm = x.norm(dim=1)
     if not torch.isfinite(norm).all():
         raise not_finite(stream, 0)
-    usual = norm <= SINK_FACTOR * norm.median()
+    usual = no_massive(norm)
     mean_norm = norm[usual].double().mean().item()
     if not mean_norm:
         raise StreamgaugeError(
@@ -60,7 +65,12 @@ def measure(stream: Stream, b_dec_init: str) -> Start:
     b_dec = torch.zeros_like(x[0])
     if b_dec_init != "zeros":
         b_dec = centre[b_dec_init](x)
-    return Start(scale, variance, b_dec, len(x))
+    return Start(scale, variance, b_dec, len(x), reference=variance)
+
+
+def no_massive(norm: torch.Tensor) -> torch.Tensor:
+    """Which tokens of a sample have a norm (n,) of at most 10 times the median."""
+    return norm <= SINK_FACTOR * norm.median()
 
 
 def geometric_median(x: torch.Tensor, steps: int = 100, tolerance: float = 1e-6) -> torch.Tensor:
@@ -81,6 +91,7 @@ def geometric_median(x: torch.Tensor, steps: int = 100, tolerance: float = 1e-6)
 def not_finite(stream: Stream, step: int) -> StreamgaugeError:
     """Why the loss of step number `step` (from 1; 0 is the sample before it) is not finite."""
     x = next(stream.batches(step - 1, step)) if step else stream.head(SAMPLE_TOKENS)
+    x = x[0] if isinstance(x, tuple) else x
     where = f"{stream.name}, training step {step}"
     if torch.isfinite(x).all():
         return StreamgaugeError(

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from streamgauge.sae.objective import Euclidean
 from streamgauge.sae.topk import TopKSAE
+
+EUCLIDEAN = Euclidean()
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,15 @@ class Losses:
     """What a step measured; tensors are scalars on the training device, reading one waits.
 
     Attributes:
+        loss: of the objective; for `mse` the same number.
         mse: squared error summed over d, mean over tokens, as SAELens reports it (scaled input).
         auxk: error of the dead latents' reconstruction of the residual, over the residual's
-            variance; 0 when no latent is dead.
+            variance, both in the objective's metric; 0 when no latent is dead.
         l0: mean number of positive latents a token.
         dead: number of latents that were dead before the step.
     """
 
+    loss: torch.Tensor
     mse: torch.Tensor
     auxk: torch.Tensor
     l0: torch.Tensor
@@ -59,8 +64,9 @@ def top_latents(pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 class Step:
     """Parameters, optimiser and dead-latent counters of one SAE in training.
 
-    The total loss is V * (MSE / V + c * auxk), the loss of Gao et al. (2024) in SAELens' units:
-    V is the total variance of the training activations and c the AuxK coefficient.
+    The total loss is V * (loss / reference + c * auxk), for the squared error the loss of Gao et
+    al. (2024) in SAELens' units: V is the total variance of the training activations, c the AuxK
+    coefficient, and the reference that of the objective (V itself for the squared error).
 
     Args:
         sae: the starting point; its tensors are copied.
@@ -124,9 +130,9 @@ class Step:
         return self.peak_lr * min(up, 1.0, down)
 
     @torch.no_grad()
-    def step(self, x: torch.Tensor) -> Losses:
+    def step(self, x: torch.Tensor, pull: Euclidean = EUCLIDEAN) -> Losses:
         """Take one optimiser step on the scaled activations x (n, d), float32."""
-        losses, along = self.gradients(x)
+        losses, along = self.gradients(x, pull)
         if self.unit_norm:
             # leave the component along a row out: renormalising would only undo it
             self.W_dec.grad.addcmul_(self.W_dec, along.unsqueeze(1), value=-1)
@@ -143,8 +149,17 @@ class Step:
         return losses
 
     @torch.no_grad()
-    def gradients(self, x: torch.Tensor) -> tuple[Losses, torch.Tensor]:
+    def gradients(
+        self, x: torch.Tensor, pull: Euclidean = EUCLIDEAN
+    ) -> tuple[Losses, torch.Tensor]:
         """Set the gradient of the total loss at x (n, d), and count which latents fired.
+
+        The gradient with respect to the reconstruction comes from `pull`; from there on the
+        formulas are the same for every objective.
+
+        Args:
+            x: scaled activations.
+            pull: of these very rows, see `objective`.
 
         Returns:
             The losses, and (m,) the inner product of each decoder row with its gradient.
@@ -161,6 +176,7 @@ class Step:
         error = F.embedding_bag(ids, W_dec, per_sample_weights=values, mode="sum")
         error = error.sub_(centred)  # x_hat - x
         mse = torch.linalg.vector_norm(error, dim=1).square().mean()
+        loss, direction = pull(error)  # for the squared error the error itself
 
         # the pairs sorted by latent; pairs cut off by the ReLU go to a bag behind all others
         latent, order = torch.where(values > 0, ids, m).view(-1).int().sort(stable=True)
@@ -168,15 +184,15 @@ class Step:
         offsets = torch.searchsorted(latent, bags, out_int32=True)
         token = order.div(k, rounding_mode="floor").int()
         z = values.view(-1)[order]
-        # d mse / d z = 2/n <error, decoder row>
+        # d total / d z = 2/n <direction, decoder row>
         dz = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            error, W_dec, latent.clamp(max=m - 1), offsets, token, 0, -1
+            direction, W_dec, latent.clamp(max=m - 1), offsets, token, 0, -1
         ).mul_(2 / n)
         dz = torch.where(z > 0, dz, 0.0)
 
         by_latent = dict(offsets=offsets, mode="sum")
         z_scaled = z * (2 / n)
-        d_decoder = F.embedding_bag(token, error, per_sample_weights=z_scaled, **by_latent)[:m]
+        d_decoder = F.embedding_bag(token, direction, per_sample_weights=z_scaled, **by_latent)[:m]
         d_encoder = F.embedding_bag(token, inputs, per_sample_weights=dz, **by_latent)[:m]
         # <decoder row, its gradient> = sum of z dz over the row's pairs
         pair = torch.arange(n * k, dtype=torch.int32, device=x.device)
@@ -184,16 +200,17 @@ class Step:
 
         auxk, dead = mse.new_zeros(()), self._dead_latents()
         if len(dead):
-            auxk = self._add_auxk(dead, pre[:, dead], inputs, error, d_encoder, d_decoder, along)
+            grads = (d_encoder, d_decoder, along)
+            auxk = self._add_auxk(dead, pre[:, dead], inputs, error, pull, *grads)
 
         self.encoder.grad, self.W_dec.grad = d_encoder, d_decoder
         # b_dec enters twice; summing over tokens before multiplying spares a dense product
-        self.b_dec.grad = error.sum(0).mul_(2 / n) - (d_encoder[:, d] @ encoder)[:d]
+        self.b_dec.grad = direction.sum(0).mul_(2 / n) - (d_encoder[:, d] @ encoder)[:d]
 
         fired = offsets.diff() > 0
         self.tokens_since_fired = torch.where(fired, 0, self.tokens_since_fired + n)
         self.tokens += n
-        return Losses(mse, auxk, offsets[m] / n, len(dead)), along
+        return Losses(loss, mse, auxk, offsets[m] / n, len(dead)), along
 
     def _buffer(self, name: str, *shape: int) -> torch.Tensor:
         # kept between steps: faulting in fresh pages would cost as much as a sparse product
@@ -207,7 +224,9 @@ class Step:
             return self.tokens_since_fired[:0]
         return (self.tokens_since_fired > self.dead_tokens).nonzero().squeeze(1)
 
-    def _add_auxk(self, dead, pre, inputs, error, d_encoder, d_decoder, along) -> torch.Tensor:
+    def _add_auxk(
+        self, dead, pre, inputs, error, pull, d_encoder, d_decoder, along
+    ) -> torch.Tensor:
         """Add AuxK's gradients in place; the auxiliary loss (Gao et al. 2024, appendix A.2).
 
         The k_aux dead latents with the largest pre-activations reconstruct the residual
@@ -221,10 +240,10 @@ class Step:
             z = torch.zeros_like(pre).scatter_(1, ids, values)
         z = z.relu_()
         difference = (z @ W_dec).add_(error)  # minus the residual is plus the error
-        variance = (error - error.mean(0)).square().sum() / n
+        variance = pull.whiten(error - error.mean(0)).square().sum() / n
         per_variance = torch.where(variance > 0, 1 / variance, 0.0)
-        loss = difference.square().sum() / n * per_variance
-        g = difference.mul_(2 * self.auxk_weight / n * per_variance)
+        loss = pull.whiten(difference).square().sum() / n * per_variance
+        g = pull.apply(difference).mul_(2 * self.auxk_weight / n * per_variance)
         dz = torch.where(z > 0, g @ W_dec.T, 0.0)
         # `dead` holds no latent twice, so the order of these additions does not matter
         d_decoder.index_add_(0, dead, z.T @ g)

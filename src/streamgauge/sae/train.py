@@ -15,6 +15,7 @@ import torch
 
 from streamgauge.progress import Progress
 from streamgauge.sae import io, topk
+from streamgauge.sae.objective import Euclidean, SquaredError
 from streamgauge.sae.runs import COLUMNS, HISTORY_ROWS, Run, Settings, Trained, check, trained
 from streamgauge.sae.start import Start, measure, not_finite
 from streamgauge.sae.step import Step
@@ -31,6 +32,7 @@ def train(
     settings: Settings,
     scratch: Path | str,
     *,
+    objective: SquaredError | None = None,
     device: str | torch.device = "cpu",
     data_seed: int = 0,
     checkpoint_seconds: float = 60.0,
@@ -46,6 +48,8 @@ def train(
         runs: the SAEs; they share batches, scale and b_dec.
         settings: how to train.
         scratch: directory for ``checkpoint.safetensors``; of no use once the results are stored.
+        objective: what to train for; the squared error when not given. Others are in
+            `behavioral` and `e2e`.
         device: where to train.
         data_seed: of the order of the data.
         checkpoint_seconds: between checkpoints.
@@ -55,36 +59,36 @@ def train(
         One result a run, in order.
 
     Raises:
-        StreamgaugeError: k > d_sae, a budget below one batch, a non-finite activation or loss
-            (naming the step), a store that cannot be read, a checkpoint that cannot be written.
+        StreamgaugeError: k > d_sae, a budget below one batch, SAELens' trainer with another
+            objective than ``mse``, what the objective needs beside the activations does not fit
+            them, a non-finite activation or loss (naming the step), a store that cannot be read, a
+            checkpoint that cannot be written.
     """
-    check(runs, settings)
+    objective = objective or SquaredError()
+    check(runs, settings, objective.name, objective.batch_size(store, settings))
     device = torch.device(device)
-    stream = Stream(
-        store,
-        batch_size=settings.batch_size,
-        seed=data_seed,
-        pool_tokens=settings.pool_tokens,
-        exclude_sinks=settings.exclude_sinks,
-        device=device,
-    )
+    stream = objective.stream(store, settings, data_seed, device)
     if settings.trainer == "saelens":
         from streamgauge.sae import saelens
 
         return saelens.train(stream, runs, settings, label=label)
     path = Path(scratch) / CHECKPOINT
-    identity = _identity(stream, runs, settings)
+    identity = _identity(stream, runs, settings, objective)
     tensors = _resume(path, identity)
-    start = measure(stream, settings.b_dec_init) if tensors is None else _start_from(tensors)
+    if tensors is None:
+        start = objective.start(stream, measure(stream, settings.b_dec_init))
+    else:
+        start = _start_from(tensors, device)
     stream.scale = start.scale
-    trainings = [Training(run, settings, start, device) for run in runs]
+    batch = stream.batch_size
+    trainings = [Training(run, settings, start, batch, device) for run in runs]
     if tensors is not None:
         for number, training in enumerate(trainings):
             training.load(_part(tensors, f"{number}."))
 
     def save():
         state = {"start.b_dec": start.b_dec.cpu()}
-        numbers = [start.scale, start.variance, start.sample_tokens]
+        numbers = [start.scale, start.variance, start.sample_tokens, start.reference]
         state["start.numbers"] = torch.tensor(numbers, dtype=torch.float64)
         for number, training in enumerate(trainings):
             state |= {f"{number}.{name}": value for name, value in training.state().items()}
@@ -92,14 +96,14 @@ def train(
 
     total = max(training.steps for training in trainings)
     done = max(training.step.done for training in trainings)
-    batch = settings.batch_size
     progress = Progress(total * batch, "tokens", label, done=done * batch)
     saved = time.monotonic()
-    for number, x in enumerate(stream.batches(done, total), done):
+    for number, drawn in enumerate(stream.batches(done, total), done):
+        x, pull = objective.pull(stream, drawn, start)
         due = time.monotonic() - saved >= checkpoint_seconds
         for training in trainings:
             if number < training.steps:
-                training.advance(x)
+                training.advance(x, pull)
                 if due or device.type == "cpu" or number % 32 == 0:
                     training.settle(stream)
         if due:
@@ -111,15 +115,17 @@ def train(
     if done < total:
         save()
     progress.close()
-    return [training.result(stream) for training in trainings]
+    return [training.result(stream, objective.name) for training in trainings]
 
 
 class Training:
     """One run in progress: its step, and its history."""
 
-    def __init__(self, run: Run, settings: Settings, start: Start, device: torch.device):
+    def __init__(
+        self, run: Run, settings: Settings, start: Start, batch_size: int, device: torch.device
+    ):
         self.start = start
-        self.steps = run.tokens // settings.batch_size
+        self.steps = run.tokens // batch_size
         self.every = math.ceil(self.steps / HISTORY_ROWS)
         self.rows: list[list[float]] = []
         self.loss = math.nan  # of the last step looked at
@@ -141,9 +147,9 @@ class Training:
             variance=start.variance,
         )
 
-    def advance(self, x: torch.Tensor) -> None:
+    def advance(self, x: torch.Tensor, pull: Euclidean) -> None:
         """Take a step, and keep what it measured without waiting for the device."""
-        lr, losses = self.step.lr, self.step.step(x)
+        lr, losses = self.step.lr, self.step.step(x, pull)
         done = self.step.done
         variance = None
         if done % self.every == 0 or done in (1, self.steps):
@@ -153,12 +159,12 @@ class Training:
     def settle(self, stream: Stream) -> None:
         """Read what the last steps measured; stop at the first that is not finite."""
         for done, tokens, lr, losses, variance in self._unread:
-            loss, auxk = losses.mse.item(), losses.auxk.item()
+            loss, auxk = losses.loss.item(), losses.auxk.item()
             if not math.isfinite(loss + auxk):
                 raise not_finite(stream, done)
             self.loss = loss
             if variance is not None:
-                fvu = loss / max(variance.item(), torch.finfo(torch.float32).tiny)
+                fvu = losses.mse.item() / max(variance.item(), torch.finfo(torch.float32).tiny)
                 self.rows.append([done, tokens, loss, fvu, auxk, losses.dead, lr, losses.l0.item()])
         self._unread = []
 
@@ -172,18 +178,21 @@ class Training:
         self.rows = state.pop("history").tolist()
         self.step.load(state)
 
-    def result(self, stream: Stream) -> Trained:
+    def result(self, stream: Stream, objective: str) -> Trained:
         """The SAE as it stands, for unscaled activations."""
         sae = self.step.sae().to("cpu").for_unscaled_input(self.start.scale)
-        return trained(sae, self.rows, self.start, stream, self.steps, self.step.peak_lr, "native")
+        facts = {"lr": self.step.peak_lr, "objective": objective, "trainer": "native"}
+        seen = self.step.tokens
+        return trained(sae, self.rows, self.start, stream, self.steps, seen, facts)
 
 
-def _identity(stream: Stream, runs: Sequence[Run], settings: Settings) -> dict:
+def _identity(stream: Stream, runs: Sequence[Run], settings: Settings, objective) -> dict:
     """What a checkpoint must have been written for to be continued."""
     data = {
         "seed": stream.seed,
         "tokens_per_epoch": stream.tokens_per_epoch,
         "d_model": stream.store.d_model,
+        "objective": objective.name,
     }
     return {"runs": [asdict(run) for run in runs], "settings": asdict(settings), "data": data}
 
@@ -196,9 +205,10 @@ def _resume(path: Path, identity: dict) -> dict[str, torch.Tensor] | None:
     return tensors if facts == json.loads(json.dumps(identity)) else None
 
 
-def _start_from(tensors: dict[str, torch.Tensor]) -> Start:
-    scale, variance, sample_tokens = tensors["start.numbers"].tolist()
-    return Start(scale, variance, tensors["start.b_dec"], int(sample_tokens))
+def _start_from(tensors: dict[str, torch.Tensor], device: torch.device) -> Start:
+    scale, variance, sample_tokens, reference = tensors["start.numbers"].tolist()
+    b_dec = tensors["start.b_dec"].to(device)
+    return Start(scale, variance, b_dec, int(sample_tokens), reference)
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

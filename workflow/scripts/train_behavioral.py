@@ -1,0 +1,22 @@
+"""Train one SAE in the metric of stored probes."""
+
+import os
+
+from streamgauge import manifest, provenance, subjects
+from streamgauge.jobs import job
+from streamgauge.sae import behavioral, cell
+
+with job(snakemake.log[0], snakemake.threads):
+    spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
+    made_from = [source.activations, source.probes]
+    facts = cell.fit(
+        source.store,
+        os.path.dirname(out.cfg),
+        dict(snakemake.wildcards),
+        provenance.settings(spec, "sae"),
+        manifest.identity(spec, made_from),
+        subjects.resolve_device(snakemake.resources.device),
+        behavioral.Behavioral(source.probe_store),
+    )
+    files = [out.cfg, out.weights, out.history]
+    manifest.write(out.manifest, spec, files, made_from, facts)
