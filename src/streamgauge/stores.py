@@ -103,11 +103,13 @@ def create_gradients(
     dtype: str,
     layer: int,
     hook_name: str,
+    computed_in: str = "float32",
 ) -> None:
     """Declare a gradient store.
 
     Array: ``gradients`` (sequence, position, d_model) of `dtype` (float16, bfloat16 or float32),
-    nats per unit of activation: of the summed next-token loss of the sequence.
+    nats per unit of activation: of the summed next-token loss of the sequence. The type it was
+    computed in is kept as an attribute.
     """
     chunk, shard = rows_per_chunk_and_shard(n_positions)
     array = Array(
@@ -120,8 +122,14 @@ def create_gradients(
         chunk,
         shard,
     )
+    attributes = {
+        "layer": layer,
+        "hook_name": hook_name,
+        "dtype": dtype,
+        "computed_in": computed_in,
+    }
     coordinates = {"sequence": range(n_sequences), "position": range(n_positions)}
-    create(path, [array], coordinates, {"layer": layer, "hook_name": hook_name, "dtype": dtype})
+    create(path, [array], coordinates, attributes)
 
 
 def create_probes(
@@ -137,6 +145,7 @@ def create_probes(
     seed: int = 0,
     same_positions: int = 0,
     diagonal: int = 0,
+    computed_in: str = "float32",
 ) -> None:
     """Declare a probe store.
 
@@ -151,6 +160,7 @@ def create_probes(
         seed: of the draws, so that work begun with another seed is not continued.
         same_positions: sampled positions of a sequence.
         diagonal: shift probes of a token.
+        computed_in: the type it was computed in, kept as an attribute.
     """
     per_token = n_probes + diagonal
     chunk, shard = rows_per_chunk_and_shard(n_positions, per_token)
@@ -199,6 +209,7 @@ def create_probes(
         "layer": layer,
         "hook_name": hook_name,
         "dtype": dtype,
+        "computed_in": computed_in,
         "n_probes": n_probes,
         "seed": seed,
     }
