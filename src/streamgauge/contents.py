@@ -136,18 +136,32 @@ def frames(path: str | Path) -> Iterator[Any]:
         raise StreamgaugeError(f"not a readable table ({reason})", where=str(path)) from error
 
 
+#: Tables of `scores`: metrics shown with their interval, metrics shown without, header.
+_SCORES = (
+    (
+        ("r2", "ce_rec_mean_of_ratios", "kl_nats"),
+        ("l0", "alive"),
+        ("R²", "CE recovered", "KL, nats", "L0", "alive"),
+    ),
+    (
+        ("delta_l_nats", "joint_quad_nats", "swd"),
+        ("first_order_nats", "fisher_deviation"),
+        ("ΔL, nats", "½δᵀGδ, nats", "SWD", "g·δ, nats", "deviation"),
+    ),
+)
+
+
 def scores(record: Mapping[str, Any]) -> Iterator[str]:
     """The main scores in the manifest of a ``scores.json``, each with its interval."""
-    names = ["r2", "ce_rec_mean_of_ratios", "kl_nats"]
-    plain = ["l0", "alive"]
-    rows = []
     found = record["facts"].get("scores", {})
-    for codec in sorted(found, key=lambda name: (name != "sae", name)):  # controls below it
-        for token_set, entry in found[codec].items():
-            cells = [_interval(entry.get(name)) for name in names]
-            cells += [_interval(entry.get(name)).split(" ")[0] for name in plain]
-            rows.append([codec, token_set, *cells])
-    yield from grid(["codec", "tokens", "R²", "CE recovered", "KL, nats", "L0", "alive"], rows)
+    for names, plain, header in _SCORES:
+        rows = []
+        for codec in sorted(found, key=lambda name: (name != "sae", name)):  # controls below it
+            for token_set, entry in found[codec].items():
+                cells = [_interval(entry.get(name)) for name in names]
+                cells += [_interval(entry.get(name)).split(" ")[0] for name in plain]
+                rows.append([codec, token_set, *cells])
+        yield from grid(["codec", "tokens", *header], rows)
     yield "  value (low, high); every metric: the JSON file itself, or the study's grid.csv"
 
 
