@@ -76,7 +76,9 @@ def histories(ks=(8, 32), layers=(3, 5), seeds=(0,)):
                 tokens = 100 * np.arange(1, 60)
                 row = dict(subject="small", corpus="texts", objective="mse", layer=layer)
                 row |= dict(expansion=8, k=k, seed=seed, budget=6000, tokens=tokens)
-                rows.append(pd.DataFrame(row | {"fvu": 3.0 / k + 20 / tokens}))
+                rows.append(
+                    pd.DataFrame(row | {"fvu": 3.0 / k + 20 / tokens, "loss": 90 / k + 20 / tokens})
+                )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -257,7 +259,9 @@ def test_read_histories_adds_what_the_spec_says(tmp_path):
     for k in (8, 32):
         folder = tmp_path / str(k)
         folder.mkdir()
-        pd.DataFrame({"step": [0], "tokens": [64], "fvu": [0.5]}).to_csv(folder / "training.csv")
+        pd.DataFrame({"step": [0], "tokens": [64], "fvu": [0.5], "loss": [9.0]}).to_csv(
+            folder / "training.csv"
+        )
         spec = (
             '{"stage": "train_sae", "wildcards": {"subject": "s", "corpus": "c", "ell": "03",'
             f' "expansion": "8", "k": "{k}", "tokens": "1000", "objective": "mse", "seed": "0"}}}}'

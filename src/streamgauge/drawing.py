@@ -182,8 +182,21 @@ def plain_log(axis) -> None:
     decades = np.log10(high / low) if 0 < low < high else 1
     steps = (1, 2, 3, 5, 7) if decades < 0.7 else (1, 2, 5) if decades < 2.2 else (1,)
     axis.get_major_locator().set_params(subs=steps, numticks=20)
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 10 else f"{v:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: _plain(v)))
     axis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _plain(value: float) -> str:
+    """A tick's number; powers of ten where plain digits would be too many."""
+    if value >= 10:
+        return f"{value:,.0f}"
+    if value >= 1e-4:
+        return f"{value:g}"
+    digits, power = f"{value:.0e}".split("e")
+    return f"{digits}·10".removeprefix("1·") + str(int(power)).translate(_SUPERSCRIPTS)
 
 
 def require(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
@@ -197,3 +210,35 @@ def require(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
         raise StreamgaugeError(f"the {what} lacks the columns {', '.join(missing)}")
     if table.empty:
         raise StreamgaugeError(f"the {what} holds nothing to draw")
+
+
+def arrange(n: int, widest: int) -> tuple[int, int]:
+    """Columns and rows for `n` panels."""
+    wide = min(n, widest)
+    return wide, -(-n // wide)
+
+
+def cycle(n: int) -> list[tuple[str, str]]:
+    """`n` colours and markers of `SERIES`, from its start again when it is through."""
+    return [SERIES[i % len(SERIES)] for i in range(n)]
+
+
+def sideways(steps: float) -> float:
+    """The factor that moves a point by `steps` widths of a marker on a base-2 axis."""
+    return 2.0 ** (0.09 * steps)
+
+
+def share_y(axes: Sequence, wide: int, label: str) -> None:
+    """One linear y scale for all `axes`, labelled at the left of every row of `wide`."""
+    low, high = (f(ax.get_ylim()[i] for ax in axes) for i, f in enumerate((min, max)))
+    pad = 0.08 * (high - low)
+    for i, ax in enumerate(axes):
+        ax.set_ylim(low - pad, high + pad)
+        if i % wide == 0:
+            ax.set_ylabel(label)
+
+
+def lowest(values: pd.Series) -> float:
+    """A little below the smallest positive value: the floor of a logarithmic axis."""
+    positive = values[values > 0]
+    return float(positive.min()) / 2 if len(positive) else 1e-3

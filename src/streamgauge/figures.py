@@ -20,7 +20,6 @@ from streamgauge.drawing import (
     GREY,
     MIDDLE,
     PALE,
-    SERIES,
     SINGLE,
     TOKEN_SETS,
     VERMILLION,
@@ -28,6 +27,12 @@ from streamgauge.drawing import (
 
 _SAE = ["layer", "expansion", "tokens", "objective"]
 _CELL = ["subject", "corpus", *_SAE]
+# objective -> column of the training history, and its unit
+_LOSSES = {
+    "mse": ("fvu", "squared error / variance"),
+    "behavioral": ("loss", "½ δᵀGδ, nats/token"),
+    "e2e": ("loss", "KL, nats/position"),
+}
 _DASHES = ["-", (0, (4, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1))]
 
 
@@ -51,7 +56,7 @@ def proxy_gap(table: pd.DataFrame, title: str = "") -> Figure:
     drawing.require(trained, [], "grid table")
     with drawing.style():
         panels = drawing.cells(trained, _CELL)
-        wide, n_rows = _shape(len(panels), 3)
+        wide, n_rows = drawing.arrange(len(panels), 3)
         figure = drawing.figure(title, DOUBLE if wide > 1 else SINGLE, 2.8 * n_rows)
         heights = [2.4, 1] * n_rows
         axes = figure.subplots(2 * n_rows, wide, squeeze=False, height_ratios=heights)
@@ -61,12 +66,14 @@ def proxy_gap(table: pd.DataFrame, title: str = "") -> Figure:
             controls = drawing.having(table, {**key, "token_set": "all"})
             for j, (metric, (_, colour, marker)) in enumerate(metrics.items()):
                 for m, token_set in enumerate(TOKEN_SETS):
-                    part, dodge = rows[rows.token_set == token_set], _dodge(2 * m + j - 1.5)
-                    drawing.series(
-                        top, part, "k", metric, colour, marker, dashed=m == 1, dodge=dodge
-                    )
-                untrained = controls[controls.codec == "untrained"]
-                drawing.series(low, untrained, "k", metric, GREY, marker, dodge=_dodge(j - 0.5))
+                    part = rows[rows.token_set == token_set]
+                    look = {"dashed": m == 1, "dodge": drawing.sideways(2 * m + j - 1.5)}
+                    drawing.series(top, part, "k", metric, colour, marker, **look)
+                untrained, dodge = (
+                    controls[controls.codec == "untrained"],
+                    drawing.sideways(j - 0.5),
+                )
+                drawing.series(low, untrained, "k", metric, GREY, marker, dodge=dodge)
                 level = controls.loc[controls.codec == "mean", metric].mean()
                 low.axhline(level, color=GREY, ls=":")
                 left = ks[0] * 2**-0.35
@@ -77,8 +84,8 @@ def proxy_gap(table: pd.DataFrame, title: str = "") -> Figure:
             drawing.log2_axis(low, ks)
         for ax in [*tops[len(panels) :], *lows[len(panels) :]]:
             ax.remove()
-        _share_y(tops[: len(panels)], wide, "R², CE recovered")
-        _share_y(lows[: len(panels)], wide, "controls")
+        drawing.share_y(tops[: len(panels)], wide, "R², CE recovered")
+        drawing.share_y(lows[: len(panels)], wide, "controls")
         figure.align_ylabels()
         handles = [
             Line2D([], [], color=c, marker=s, label=f"{name}, {words}", **drawing.look(m == 1))
@@ -120,9 +127,11 @@ def rate_distortion(table: pd.DataFrame, title: str = "") -> Figure:
         axes = figure.subplots(len(panels), 2, squeeze=False, sharex=True, sharey="col")
         for column, (metric, label) in enumerate(metrics.items()):
             flipped = _distortion(table, metric)
-            floor = _floor(flipped.loc[flipped.codec == "sae", "value"])
+            floor = drawing.lowest(flipped.loc[flipped.codec == "sae", "value"])
             for ax, (place, name, _) in zip(axes[:, column], panels, strict=True):
-                for (key, _, _), (colour, marker) in zip(lines, _cycle(len(lines)), strict=True):
+                for (key, _, _), (colour, marker) in zip(
+                    lines, drawing.cycle(len(lines)), strict=True
+                ):
                     own = drawing.having(flipped, {**place, **key})
                     null = own[own.token_set == "all"]
                     untrained = null[null.codec == "untrained"]
@@ -143,7 +152,9 @@ def rate_distortion(table: pd.DataFrame, title: str = "") -> Figure:
             drawing.plain_log(ax.yaxis)
         handles = [
             Line2D([], [], color=colour, marker=marker, label=label)
-            for (_, label, _), (colour, marker) in zip(lines, _cycle(len(lines)), strict=True)
+            for (_, label, _), (colour, marker) in zip(
+                lines, drawing.cycle(len(lines)), strict=True
+            )
         ]
         handles += drawing.token_set_handles()
         handles.append(Line2D([], [], color=GREY, marker="o", label="untrained SAE"))
@@ -172,11 +183,11 @@ def pr_canyon(
     by = [name for name in ("subject", "corpus") if name in table]
     with drawing.style():
         panels = drawing.cells(table, by, told=by)
-        wide, n_rows = _shape(len(panels), 2)
+        wide, n_rows = drawing.arrange(len(panels), 2)
         figure = drawing.figure(title, DOUBLE if wide > 1 else MIDDLE, 2.6 * n_rows)
         axes = figure.subplots(n_rows, wide, squeeze=False, sharey=True).ravel()
         depths = sorted(table.deflate.unique())
-        looks = list(zip(depths, _cycle(len(depths)), strict=True))
+        looks = list(zip(depths, drawing.cycle(len(depths)), strict=True))
         for ax, (key, name, rows) in zip(axes, panels, strict=False):
             for layer in (hooked or {}).get(key["subject"], ()):
                 ax.axvline(layer, color=PALE, lw=4, zorder=0)
@@ -213,9 +224,11 @@ def pr_canyon(
 
 
 def loss_curves(histories: pd.DataFrame, title: str = "") -> Figure:
-    """Training loss over the variance of its batches (FVU) by tokens, one line an SAE.
+    """Training loss by tokens, one line an SAE, one panel a layer and objective.
 
-    Points are means over twentieths of a decade of tokens.
+    The squared error is shown over the variance of its batch (FVU), other objectives in their own
+    nats; panels of one unit share their scale. Points are means over twentieths of a decade of
+    tokens.
 
     Args:
         histories: training histories with the SAE's own columns (see `read_histories`).
@@ -225,38 +238,50 @@ def loss_curves(histories: pd.DataFrame, title: str = "") -> Figure:
         StreamgaugeError: the table lacks a column or is empty.
     """
     by = [name for name in _CELL if name != "tokens"]
-    drawing.require(histories, [*by, "k", "seed", "budget", "tokens", "fvu"], "training history")
+    needed = [*by, "k", "seed", "budget", "tokens", "fvu", "loss"]
+    drawing.require(histories, needed, "training history")
     with drawing.style():
         panels = drawing.cells(histories, by)
-        wide, n_rows = _shape(len(panels), 3)
+        wide, n_rows = drawing.arrange(len(panels), 3)
         figure = drawing.figure(title, DOUBLE if wide > 1 else SINGLE, 2.2 * n_rows)
-        axes = figure.subplots(n_rows, wide, squeeze=False, sharey=True, sharex=True).ravel()
+        several = histories.objective.nunique() > 1
+        share = {"sharex": True, "sharey": not several}
+        axes = figure.subplots(n_rows, wide, squeeze=False, **share).ravel()
         ks = sorted(histories.k.unique())
         looks = {
             k: {"color": colour, "ls": _DASHES[i % len(_DASHES)]}
-            for i, (k, (colour, _)) in enumerate(zip(ks, _cycle(len(ks)), strict=True))
+            for i, (k, (colour, _)) in enumerate(zip(ks, drawing.cycle(len(ks)), strict=True))
         }
-        for ax, (_, label, rows) in zip(axes, panels, strict=False):
-            ax.axhline(1.0, color=GREY, ls=":", lw=0.9, zorder=0)
+        by_unit: dict[str, list] = {}
+        for i, (ax, (key, label, rows)) in enumerate(zip(axes, panels, strict=False)):
+            column, unit = _LOSSES[key["objective"]]
+            by_unit.setdefault(unit, []).append(ax)
+            if column == "fvu":
+                ax.axhline(1.0, color=GREY, ls=":", lw=0.9, zorder=0)
             for (k, _, _), run in rows.groupby(["k", "seed", "budget"]):
-                run = run[(run.tokens > 0) & (run.fvu > 0)]
+                run = run[(run.tokens > 0) & (run[column] > 0)]
                 bins = np.floor(20 * np.log10(run.tokens))
-                smooth = run[["tokens", "fvu"]].groupby(bins).mean()
-                ax.plot(smooth.tokens, smooth.fvu, **looks[k])
+                smooth = run[["tokens", column]].groupby(bins).mean()
+                ax.plot(smooth.tokens, smooth[column], **looks[k])
             ax.set(xscale="log", yscale="log")
             ax.set_title(label, loc="left")
+            if i % wide == 0 or several:
+                ax.set_ylabel(unit)
+        for alike in by_unit.values():
+            ends = np.array([ax.get_ylim() for ax in alike])
+            for ax in alike:
+                ax.set_ylim(ends[:, 0].min(), ends[:, 1].max())
         for i, ax in enumerate(axes):
             drawing.plain_log(ax.xaxis)
             drawing.plain_log(ax.yaxis)
             if i >= len(panels) - wide:
                 ax.set_xlabel("training tokens")
                 ax.xaxis.set_tick_params(labelbottom=True)
-            if i % wide == 0:
-                ax.set_ylabel("squared error / variance")
             if i >= len(panels):
                 ax.remove()
         handles = [Line2D([], [], label=f"k = {k}", **looks[k]) for k in ks]
-        handles.append(Line2D([], [], color=GREY, ls=":", lw=0.9, label="predicting the mean"))
+        if "mse" in set(histories.objective):
+            handles.append(Line2D([], [], color=GREY, ls=":", lw=0.9, label="predicting the mean"))
         drawing.legend(figure, handles, min(len(handles), 5 if wide > 1 else 2))
     return figure
 
@@ -301,37 +326,8 @@ def save(figure: Figure, *paths: str | Path) -> None:
             figure.savefig(path, metadata=metadata)
 
 
-def _shape(n: int, widest: int) -> tuple[int, int]:
-    """Columns and rows for `n` panels."""
-    wide = min(n, widest)
-    return wide, -(-n // wide)
-
-
-def _cycle(n: int) -> list[tuple[str, str]]:
-    return [SERIES[i % len(SERIES)] for i in range(n)]
-
-
-def _dodge(steps: float) -> float:
-    return 2.0 ** (0.09 * steps)
-
-
-def _share_y(axes: Sequence, wide: int, label: str) -> None:
-    low, high = (f(ax.get_ylim()[i] for ax in axes) for i, f in enumerate((min, max)))
-    pad = 0.08 * (high - low)
-    for i, ax in enumerate(axes):
-        ax.set_ylim(low - pad, high + pad)
-        if i % wide == 0:
-            ax.set_ylabel(label)
-
-
 def _distortion(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The table with ``value`` = 1 − metric and its interval."""
     ends = {f"value_{a}": f"{metric}_{b}" for a, b in (("low", "high"), ("high", "low"))}
     made = {name: 1 - table.get(end, table[metric]) for name, end in ends.items()}
     return table.assign(value=1 - table[metric], **made)
-
-
-def _floor(values: pd.Series) -> float:
-    """A little below the smallest positive value."""
-    positive = values[values > 0]
-    return float(positive.min()) / 2 if len(positive) else 1e-3

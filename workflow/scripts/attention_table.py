@@ -8,7 +8,7 @@ from streamgauge.jobs import job
 with job(snakemake.log[0], snakemake.threads):
     spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
     table = attention.study_table(
-        zip(map(manifest.read, source.manifests), map(pd.read_parquet, source.tables)),
+        zip(map(manifest.read, source.manifests), map(pd.read_parquet, source.tables), strict=True),
         **provenance.settings(spec, "statistics"),
     )
     table.to_csv(out.table, index=False)
