@@ -1,4 +1,4 @@
-"""Small real activation and probe stores with sparse structure, for the tests of the SAE library."""
+"""Small real stores of activations and probes, for the tests of the SAE library."""
 
 import numpy as np
 import torch

@@ -188,9 +188,8 @@ def test_it_lowers_the_cost_that_mse_does_not_see(store, factors, behavioral, tm
     # the same start: what differs is the objective alone
     for fact in ("scale", "variance", "b_dec_init", "tokens_seen", "data_seed"):
         assert behavioral.facts[fact] == mse.facts[fact]
-    # in units of the reference both start near 1
-    for made in (behavioral, mse):
-        assert 0.2 < made.history.loss.iloc[0] / made.facts["reference_loss"] < 5
+    # the untrained SAE does a little better than the reference, which knows nothing of the token
+    assert 0.2 < behavioral.history.loss.iloc[0] / behavioral.facts["reference_loss"] < 1
 
 
 def test_history_is_in_nats(store, factors, behavioral):
@@ -249,10 +248,10 @@ def test_a_checkpoint_of_another_objective_is_not_continued(store, probes, behav
         ({"shape": (N - 1, T, D, 2)}, "n_sequences is 59"),
         ({"shape": (N, T // 2, D, 2)}, "n_positions is 32"),
         ({"shape": (N, T, D + 1, 2)}, "d_model is 13"),
-        ({"shape": (N, T, D, 2), "value": 0.0}, "the probes of the first 3840 tokens are all zero"),
+        ({"shape": (N, T, D, 2), "value": 0.0}, "the probes of .* 3840 tokens are all zero"),
         (
             {"shape": (N, T, D, 2), "value": np.nan},
-            "in a batch of training, .*not finite.*bfloat16",
+            "in a batch of training, .*not finite",
         ),
     ],
 )
@@ -267,7 +266,7 @@ def test_probes_that_do_not_fit(store, tmp_path, change, message):
 
 def test_saelens_trains_mse_only(store, probes, tmp_path):
     settings = dataclasses.replace(SETTINGS, trainer="saelens")
-    with pytest.raises(StreamgaugeError, match="sae.trainer: SAELens' trainer knows no objective"):
+    with pytest.raises(StreamgaugeError, match="SAELens' trainer knows no objective"):
         train(store, [RUN], settings, tmp_path, objective=Behavioral(probes))
 
 

@@ -67,9 +67,7 @@ def draw(*shape, seed=0):
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("at_once", [1, e2e.LOGITS_AT_ONCE])
 @pytest.mark.parametrize("dead", [None, [0, 5, 17, 95]])
-def test_gradients_equal_autograd_through_the_model(
-    subject, ids, monkeypatch, dead, at_once, sinks
-):
+def test_gradients_equal_autograd_of_the_model(subject, ids, monkeypatch, dead, at_once, sinks):
     monkeypatch.setattr(e2e, "LOGITS_AT_ONCE", at_once)
     rows, k, scale, variance, reference, c = torch.from_numpy(ids[:3]), 5, 0.4, 30.0, 0.7, 0.5
     with torch.no_grad():

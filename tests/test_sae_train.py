@@ -9,12 +9,13 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from sae_data import activations, write_store
 from streamgauge.errors import StreamgaugeError
-from streamgauge.sae import topk
+from streamgauge.sae import cell, io, topk
 from streamgauge.sae.io import load_checkpoint
 from streamgauge.sae.start import geometric_median
 from streamgauge.sae.train import Run, Settings, train
@@ -79,6 +80,27 @@ def test_what_comes_out(store, together):
     assert together[1].history.lr.max() == 1e-3
 
 
+def test_a_cell_of_the_grid(store, tmp_path):
+    """Its files, and the manifest's facts."""
+    wildcards = {"subject": "s", "corpus": "c", "expansion": "4", "k": "4", "seed": "0"}
+    wildcards |= {"tokens": str(RUNS[0].tokens), "objective": "mse"}
+    settings = dataclasses.asdict(SETTINGS)
+    facts = cell.fit(store.path, tmp_path, wildcards, settings, "identity")
+    sae, config = io.load(tmp_path)
+    assert {
+        "d_model": D,
+        "d_sae": M,
+        "k": 4,
+        "seed": 0,
+        "objective": "mse",
+    }.items() <= facts.items()
+    assert config["metadata"]["objective"] == "mse"
+    assert config["metadata"]["hook_name"] == "blocks.3.hook_resid_post"
+    assert (sae.k, sae.d_sae) == (4, M)
+    assert len(pd.read_csv(tmp_path / "training.csv")) == facts["steps"] == 40
+    assert facts["reference_loss"] == facts["variance"]
+
+
 def test_history_is_thinned(store, tmp_path, monkeypatch):
     from streamgauge.sae import train as module
 
@@ -123,11 +145,11 @@ def test_interrupted_at_any_step_gives_the_same_bits(store, together, tmp_path, 
 
     advance, calls = module.Training.advance, []
 
-    def until(self, x):
+    def until(self, x, pull):
         calls.append(self)
         if self is calls[0] and calls.count(self) > stop:
             raise Killed
-        advance(self, x)
+        advance(self, x, pull)
 
     with monkeypatch.context() as patch:
         patch.setattr(module.Training, "advance", until)
