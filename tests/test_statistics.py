@@ -1,11 +1,21 @@
-"""The bootstrap against SciPy's, and what it must refuse to say."""
+"""Bootstrap, ranks and correlations against SciPy's, and what they must refuse to say."""
 
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamgauge.errors import StreamgaugeError
-from streamgauge.statistics import bootstrap, percentile_interval, resample_counts
+from streamgauge.statistics import (
+    bootstrap,
+    clustered_counts,
+    pearson,
+    percentile_interval,
+    ranks,
+    resample_counts,
+    shuffles,
+)
 
 RNG = np.random.default_rng(0)
 TABLE = np.stack([RNG.gamma(2, 1, 30), RNG.gamma(5, 2, 30)], axis=1)
@@ -77,3 +87,61 @@ def test_bad_arguments_are_errors():
         resample_counts(0)
     with pytest.raises(StreamgaugeError, match="confidence"):
         bootstrap(TABLE, ratio, resamples=10, confidence=95)
+
+
+# few distinct values, so that there are ties, each with how often it occurs
+repeated = st.lists(
+    st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(0, 3)), min_size=2, max_size=9
+).filter(lambda rows: sum(count for *_, count in rows))
+
+
+@given(repeated)
+def test_counted_ranks_and_correlations_are_those_of_the_repeated_sample(rows):
+    x, y, counts = np.array(rows, float).T
+    many = counts.astype(int)
+    np.testing.assert_allclose(
+        np.repeat(ranks(x, counts), many), scipy.stats.rankdata(np.repeat(x, many))
+    )
+    xs, ys = np.repeat(x, many), np.repeat(y, many)
+    found = pearson(x, y, counts), pearson(ranks(x, counts), ranks(y, counts), counts)
+    if np.ptp(xs) == 0 or np.ptp(ys) == 0:
+        assert np.isnan(found).all()
+    else:
+        expected = (scipy.stats.pearsonr(xs, ys)[0], scipy.stats.spearmanr(xs, ys)[0])
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_ranks_and_correlations_work_on_rows_at_once():
+    x, y = RNG.normal(size=(2, 4, 9)).round(1)
+    counts = RNG.integers(0, 3, (5, 1, 9))
+    for i in range(4):
+        np.testing.assert_array_equal(ranks(x)[i], scipy.stats.rankdata(x[i]))
+        for j in range(5):
+            one = pearson(ranks(x[i], counts[j, 0]), y[i], counts[j, 0])
+            assert pearson(ranks(x, counts), y, counts)[j, i] == pytest.approx(one)
+
+
+def test_rounding_is_no_variation():
+    # the mean of three times 0.1 is not 0.1
+    assert np.isnan(pearson([0.1, 0.1, 0.1], [1, 2, 3]))
+    assert np.isnan(pearson([1, 2, 3], [0, 0, 0]))
+    assert pearson([1e6, 1e6 + 1e-3, 1e6], [1, 2, 1]) == pytest.approx(1)
+
+
+def test_clusters_are_drawn_whole():
+    clusters = ["a", "b", "a", "c", "c", "a"]
+    counts = clustered_counts(clusters, 300, seed=1)
+    np.testing.assert_array_equal(counts[:, [0, 1, 3]], resample_counts(3, 300, seed=1))
+    np.testing.assert_array_equal(counts[:, 0], counts[:, 5])
+    np.testing.assert_array_equal(counts[:, 3], counts[:, 4])
+
+
+def test_shuffles_stay_within_groups_and_reach_every_order():
+    groups = [1, 2, 1, 1, 2]
+    order = shuffles(groups, 2000, seed=0)
+    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(5), (2000, 1)))
+    np.testing.assert_array_equal(np.array(groups)[order], np.tile(groups, (2000, 1)))
+    found, times = np.unique(order, axis=0, return_counts=True)
+    assert len(found) == 6 * 2
+    assert scipy.stats.chisquare(times).pvalue > 1e-3
+    np.testing.assert_array_equal(order, shuffles(groups, 2000, seed=0))

@@ -4,6 +4,8 @@ Definitions are those of DEFINITIONS.md, "Comparisons across scale" and "Sensiti
 made from a study's grid table alone.
 """
 
+import functools
+
 import numpy as np
 import pandas as pd
 
@@ -40,8 +42,6 @@ PROXIES = {
 TARGETS = {"ce_rec_mean_of_ratios": _larger, "kl_nats": _smaller}
 HOWS = ("pooled", "within_k")
 _KEYS = ["target", "token_set", "how"]
-# Values that differ from their mean by less than this share of the largest are equal to it.
-_ROUNDING = 1e-12
 
 
 def leaderboard(
@@ -89,75 +89,95 @@ def leaderboard(
         raise StreamgaugeError("the grid table holds no SAE", remedy="Remake the grid table.")
     settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
     rows = []
-    for target, turn in TARGETS.items():
-        for token_set in TOKEN_SETS:
-            part = trained[trained.token_set == token_set]
-            y = turn(part[target].to_numpy(np.float64))
-            for how in HOWS:
-                key = {"target": target, "token_set": token_set, "how": how}
-                for proxy, turn_proxy in PROXIES.items():
-                    x = part[proxy] if proxy in part else pd.Series(np.nan, part.index)
-                    x = turn_proxy(x.to_numpy(np.float64))
-                    counted = np.isfinite(x) & np.isfinite(y)
-                    found = _correlate(x[counted], y[counted], part[counted], how, **settings)
-                    rows.append(key | {"proxy": proxy} | found)
+    for token_set in TOKEN_SETS:
+        part = trained[trained.token_set == token_set]
+        for how in HOWS:
+            saes = _Saes(part, how == "within_k", **settings)
+            for proxy in PROXIES:
+                for target in TARGETS:
+                    key = {"target": target, "token_set": token_set, "how": how, "proxy": proxy}
+                    rows.append(key | saes.correlation(proxy, target))
     table = pd.DataFrame(rows)
     place = table.groupby(_KEYS).spearman.rank(ascending=False, method="min")
     table["rank"] = place.astype("Int64")
-    parts = [
-        part.sort_values("rank", kind="stable") for _, part in table.groupby(_KEYS, sort=False)
-    ]
-    return pd.concat(parts, ignore_index=True)
+    order = [list(TARGETS), list(TOKEN_SETS), list(HOWS)]
+    known = {name: pd.Categorical(table[name], o) for name, o in zip(_KEYS, order, strict=True)}
+    table = table.assign(**known).sort_values([*_KEYS, "rank"], kind="stable", ignore_index=True)
+    return table.astype(dict.fromkeys(_KEYS, str))
 
 
-def _correlate(x, y, saes, how, *, resamples, confidence, seed) -> dict:
-    """Both correlations of the finite proxy x with the target y, both (n,), and their null."""
-    n = len(x)
-    k = saes.k.tolist()
-    clusters = list(zip(saes.subject, k, strict=True))
-    found = {"n": n, "n_clusters": len(set(clusters))}
-    columns = ("pearson", "pearson_low", "pearson_high", "spearman", "spearman_low")
-    columns += ("spearman_high", "null_low", "null_high", "p_value")
-    found |= dict.fromkeys(columns, np.nan)
-    if n < 2:
+class _Saes:
+    """The SAEs of one token set, whose columns are correlated with each other."""
+
+    def __init__(self, part, within_k, *, resamples, confidence, seed):
+        self.part, self.within_k, self.confidence = part, within_k, confidence
+        self.draws = {"resamples": resamples, "seed": seed}
+        # two targets and a proxy are in use at a time, and each holds `resamples` x SAEs numbers
+        self._prepared = functools.lru_cache(maxsize=4)(self._prepare)
+        self._drawn = functools.lru_cache(maxsize=2)(self._draw)
+
+    def correlation(self, proxy, target) -> dict:
+        """Both correlations of a proxy with a target, their intervals and null."""
+        counted = np.isfinite(self._values(proxy)) & np.isfinite(self._values(target))
+        n, clusters = int(counted.sum()), self._clusters(counted)
+        found = {"n": n, "n_clusters": len(set(clusters))}
+        for name in ("pearson", "spearman"):
+            found |= dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
+        found |= dict.fromkeys(("null_low", "null_high", "p_value"), np.nan)
+        if n < 2:
+            return found
+        x, y = (self._prepared(name, counted.tobytes()) for name in (proxy, target))
+        for name, one, other in zip(("pearson", "spearman"), x, y, strict=True):
+            # row 0 is the data itself, the others its resamples
+            r = np.clip(np.einsum("ri,ri->r", one, other), -1, 1)
+            found[name] = float(r[0])
+            defined = r[1:][np.isfinite(r[1:])]
+            if n > 2 and found["n_clusters"] > 1 and 2 * len(defined) > len(r) - 1:
+                interval = statistics.percentile_interval(r[0], defined, n, self.confidence)
+                found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
+        rho = found["spearman"]
+        if np.isfinite(rho):
+            null = y[1][0][self._drawn(counted.tobytes())[1]] @ x[1][0]
+            tail = (1 - self.confidence) / 2
+            found["null_low"], found["null_high"] = np.quantile(null, [tail, 1 - tail])
+            # a shuffle that gives the same up to rounding counts against the proxy
+            beyond = np.count_nonzero(null >= rho - statistics.ROUNDING)
+            found["p_value"] = (1 + beyond) / (1 + len(null))
         return found
-    within = how == "within_k"
-    once = np.ones((1, n))
-    one = [_demeaned(v, k, once) if within else v[None] for v in (x, y)]
-    ranked = [statistics.ranks(v) for v in one]
-    found["pearson"] = float(statistics.pearson(*one)[0])
-    found["spearman"] = rho = float(statistics.pearson(*ranked)[0])
-    if not np.isfinite(rho):
-        return found
-    labels = k if within else [0] * n
-    shuffled = ranked[1][0][statistics.shuffles(labels, resamples, seed)]
-    null = statistics.pearson(ranked[0], shuffled)
-    tail = (1 - confidence) / 2
-    found["null_low"], found["null_high"] = np.quantile(null, [tail, 1 - tail])
-    # equal up to rounding is equal
-    found["p_value"] = (1 + np.count_nonzero(null >= rho - _ROUNDING)) / (1 + resamples)
-    if n < 3 or found["n_clusters"] < 2:
-        return found
-    counts = statistics.clustered_counts(clusters, resamples, seed)
-    drawn = [_demeaned(v, k, counts) if within else v[None] for v in (x, y)]
-    replicates = {
-        "pearson": statistics.pearson(*drawn, counts),
-        "spearman": statistics.pearson(*(statistics.ranks(v, counts) for v in drawn), counts),
-    }
-    for name, values in replicates.items():
-        values = values[np.isfinite(values)]
-        if 2 * len(values) > resamples:
-            interval = statistics.percentile_interval(found[name], values, n, confidence)
-            found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
-    return found
+
+    def _values(self, name) -> np.ndarray:
+        """The column `name`, turned so that larger is better; NaN where the table lacks it."""
+        if name not in self.part:
+            return np.full(len(self.part), np.nan)
+        return (PROXIES | TARGETS)[name](self.part[name].to_numpy(np.float64))
+
+    def _clusters(self, counted) -> list[tuple]:
+        part = self.part[counted]
+        return list(zip(part.subject, part.k, strict=True))
+
+    def _draw(self, counted: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Counts of every SAE, once each and then resampled; and the shuffles of the null."""
+        clusters = self._clusters(np.frombuffer(counted, bool))
+        counts = statistics.clustered_counts(clusters, **self.draws)
+        groups = [k if self.within_k else None for _, k in clusters]
+        once = np.ones((1, len(clusters)))
+        return np.vstack([once, counts]), statistics.shuffles(groups, **self.draws)
+
+    def _prepare(self, name, counted: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Column `name` and its ranks, standardised in every resample: (1 + resamples, n) each."""
+        use, counts = np.frombuffer(counted, bool), self._drawn(counted)[0]
+        x = self._values(name)[use]
+        x = _demeaned(x, self.part.k.to_numpy()[use], counts) if self.within_k else x[None]
+        return tuple(statistics.standardised(v, counts) for v in (x, statistics.ranks(x, counts)))
 
 
 def _demeaned(x, k, counts):
     """x (n,) less its mean over the rows of equal k, for every row of `counts`, (resamples, n)."""
     d = np.zeros(counts.shape)
-    for value in set(k):
-        own = np.array(k) == value
+    for value in np.unique(k):
+        own = k == value
         total = counts[:, own].sum(1, keepdims=True)
         mean = counts[:, own] @ x[own, None] / np.where(total, total, 1)
         d[:, own] = np.where(total, x[own] - mean, 0)
-    return np.where(np.abs(d) > _ROUNDING * np.abs(x).max(), d, 0)
+    # equal values within k leave only the rounding of their mean
+    return np.where(np.abs(d) > statistics.ROUNDING * np.abs(x).max(), d, 0)

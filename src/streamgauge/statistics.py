@@ -12,6 +12,9 @@ import numpy as np
 
 from streamgauge.errors import StreamgaugeError
 
+# Numbers that differ by less than this share of their size are equal.
+ROUNDING = 1e-12
+
 
 class Estimate(NamedTuple):
     """A value and its interval; `low` and `high` are NaN where no interval can be given."""
@@ -140,6 +143,8 @@ def ranks(x, counts=None) -> np.ndarray:
     """
     x = np.asarray(x, np.float64)
     counts = np.ones_like(x) if counts is None else np.asarray(counts, np.float64)
+    ndim = max(x.ndim, counts.ndim)
+    x, counts = (v[(None,) * (ndim - v.ndim)] for v in (x, counts))
     order = x.argsort(-1, kind="stable")
     x = np.take_along_axis(x, order, -1)
     # a run of equal values covers the ranks from below + 1 to above
@@ -155,29 +160,37 @@ def ranks(x, counts=None) -> np.ndarray:
     return found
 
 
+def standardised(x, counts=None) -> np.ndarray:
+    """Deviations from the mean along the last axis, of unit length.
+
+    The sum of products of two of them is Pearson's correlation; of `ranks` it is Spearman's.
+
+    Args:
+        x: finite values, shape ``(..., n)``.
+        counts: how often each value occurs, broadcastable with `x`. Default: once each.
+
+    Returns:
+        The broadcast shape; NaN where x does not vary. Deviations are multiplied by the square
+        root of the counts, so that products need no further weights.
+    """
+    x = np.asarray(x, np.float64)
+    counts = np.ones_like(x) if counts is None else np.asarray(counts, np.float64)
+    mean = (counts * x).sum(-1, keepdims=True) / counts.sum(-1, keepdims=True)
+    d = np.sqrt(counts) * (x - mean)
+    length = np.sqrt((d * d).sum(-1, keepdims=True))
+    # a constant is left with nothing but the rounding of its mean
+    size = np.sqrt((counts * x * x).sum(-1, keepdims=True))
+    return d / np.where(length > ROUNDING * size, length, np.nan)
+
+
 def pearson(x, y, counts=None) -> np.ndarray:
     """Pearson's correlation along the last axis; of `ranks` it is Spearman's.
 
     Args:
-        x, y: broadcastable to ``(..., n)``.
+        x, y: finite values, broadcastable to ``(..., n)``.
         counts: how often each pair occurs, broadcastable with them. Default: once each.
 
     Returns:
         Shape ``(...)``; NaN where x or y does not vary.
     """
-    counts = 1.0 if counts is None else np.asarray(counts, np.float64)
-    x, y, counts = np.broadcast_arrays(
-        np.asarray(x, np.float64), np.asarray(y, np.float64), counts, subok=False
-    )
-    dx, varies_x = _centred(x, counts)
-    dy, varies_y = _centred(y, counts)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        size = np.sqrt((counts * dx * dx).sum(-1)) * np.sqrt((counts * dy * dy).sum(-1))
-        r = np.clip((counts * dx * dy).sum(-1) / size, -1, 1)
-    return np.where(varies_x & varies_y, r, np.nan)
-
-
-def _centred(x, counts):
-    """x less its mean, and whether anything but rounding is left."""
-    d = x - (counts * x).sum(-1, keepdims=True) / counts.sum(-1, keepdims=True)
-    return d, (counts * d * d).sum(-1) > 1e-24 * (counts * x * x).sum(-1)
+    return np.clip((standardised(x, counts) * standardised(y, counts)).sum(-1), -1, 1)

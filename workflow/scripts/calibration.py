@@ -1,11 +1,11 @@
 """What small synthetic errors cost, measured and predicted from the probes, at one layer."""
 
-from streamgauge import calibration, manifest, provenance, stores, subjects
+from streamgauge import calibration, gradients, manifest, provenance, stores, subjects
 from streamgauge.jobs import job
 
 with job(snakemake.log[0], snakemake.threads):
     spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
-    dtype = manifest.read(source.subject)["facts"]["dtype"]
+    dtype = gradients.computed_in(manifest.read(source.subject)["facts"]["dtype"])
     made_from = [source.subject, source.tokens, source.activations, source.probes]
     with stores.working(out.table, manifest.identity(spec, made_from)) as scratch:
         table = calibration.measure(
