@@ -1,5 +1,7 @@
 """Figures: what is drawn is what the table says, controls included, the same bytes every time."""
 
+import itertools
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -68,20 +70,20 @@ def spectra_table(subjects=("small",), layers=6, d_model=64, n_tokens=256):
     return pd.DataFrame(rows)
 
 
-def histories(ks=(8, 32), layers=(3, 5), seeds=(0,)):
+def histories(ks=(8, 32), layers=(3, 5), seeds=(0,), objectives=("mse",)):
     rows = []
-    for layer in layers:
-        for k in ks:
-            for seed in seeds:
-                tokens = 100 * np.arange(1, 60)
-                row = dict(subject="small", corpus="texts", objective="mse", layer=layer)
-                row |= dict(expansion=8, k=k, seed=seed, budget=6000, tokens=tokens)
-                rows.append(
-                    pd.DataFrame(row | {"fvu": 3.0 / k + 20 / tokens, "loss": 90 / k + 20 / tokens})
-                )
+    cells = itertools.product(layers, objectives, ks, seeds)
+    for layer, objective, k, seed in cells:
+        tokens = 100 * np.arange(1, 60)
+        row = dict(subject="small", corpus="texts", objective=objective, layer=layer)
+        row |= dict(expansion=8, k=k, seed=seed, budget=6000, tokens=tokens)
+        rows.append(
+            pd.DataFrame(row | {"fvu": 3.0 / k + 20 / tokens, "loss": 90 / k + 20 / tokens})
+        )
     return pd.concat(rows, ignore_index=True)
 
 
+OBJECTIVES = ("mse", "behavioral", "e2e")
 DRAWN = {
     "proxy_gap": lambda: figures.proxy_gap(grid_table(), "A title"),
     "proxy_gap_one": lambda: figures.proxy_gap(grid_table((3,), (8,))),
@@ -92,6 +94,7 @@ DRAWN = {
     "pr_canyon": lambda: figures.pr_canyon(spectra_table(), "A title", {"small": [2, 4]}),
     "pr_canyon_many": lambda: figures.pr_canyon(spectra_table(("a", "b", "c"))),
     "loss_curves": lambda: figures.loss_curves(histories(), "A title"),
+    "loss_curves_three": lambda: figures.loss_curves(histories(objectives=OBJECTIVES)),
     "loss_curves_one": lambda: figures.loss_curves(histories((8,), (3,), (0, 1))),
 }
 
@@ -252,6 +255,25 @@ def test_loss_curves_are_means_over_bins_of_tokens():
     bins = np.floor(20 * np.log10(table.tokens))
     np.testing.assert_allclose(line.get_ydata(), table.fvu.groupby(bins).mean())
     assert lines(ax, drawing.GREY)[0].get_ydata() == [1.0, 1.0]
+
+
+def test_losses_of_several_objectives_are_in_their_own_units():
+    table = histories((8,), objectives=OBJECTIVES)
+    drawn = figures.loss_curves(table).axes
+    units = ["squared error / variance", "½ δᵀGδ, nats/token", "KL, nats/position"]
+    assert [ax.get_ylabel() for ax in drawn] == units * 2
+    titles = [ax.get_title(loc="left") for ax in drawn]
+    assert titles[:3] == [f"layer 3, {objective}" for objective in OBJECTIVES]
+    for ax, objective in zip(drawn, OBJECTIVES, strict=False):
+        own = table[(table.objective == objective) & (table.layer == 3)]
+        values = own["fvu" if objective == "mse" else "loss"]
+        bins = np.floor(20 * np.log10(own.tokens))
+        (line,) = lines(ax, drawing.BLUE)
+        np.testing.assert_allclose(line.get_ydata(), values.groupby(bins).mean())
+        assert bool(lines(ax, drawing.GREY)) == (objective == "mse")
+    for top, below in zip(drawn[:3], drawn[3:], strict=True):
+        assert top.get_ylim() == below.get_ylim()
+    assert drawn[0].get_ylim() != drawn[1].get_ylim()
 
 
 def test_read_histories_adds_what_the_spec_says(tmp_path):

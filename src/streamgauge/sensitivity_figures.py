@@ -86,7 +86,7 @@ def calibration(table: pd.DataFrame, points: pd.DataFrame, title: str = "") -> F
                 for (source, objective), (colour, marker, _) in looks.items():
                     kind = (own.source == source) & (own.objective.fillna("") == objective)
                     style = {"color": colour, "ms": 2.8, "mew": 0.6, "ls": "none"}
-                    style |= {"mfc": colour if filled else "none"}
+                    style |= {"mfc": colour if filled else "none", "zorder": 2 + (colour != GREY)}
                     _scatter(top, own[kind], x, "measured_nats", marker, ends[0], style)
             top.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
             top.set_xlabel("predicted KL, nats per position")
@@ -94,7 +94,7 @@ def calibration(table: pd.DataFrame, points: pd.DataFrame, title: str = "") -> F
             top.set_title("\n".join([label, *lines]), loc="left")
             for axis in (top.xaxis, top.yaxis):
                 drawing.plain_log(axis)
-                axis.get_major_locator().set_params(numticks=6)
+                axis.get_major_locator().set_params(numticks=5)
             _ratios(below, rows[(rows.source == "synthetic") & rows.scale.notna()])
         spans = np.array([ax.get_ylim() for ax in lows[: len(panels)]])
         for i, (top, below) in enumerate(zip(tops, lows, strict=True)):
@@ -110,7 +110,7 @@ def calibration(table: pd.DataFrame, points: pd.DataFrame, title: str = "") -> F
         figure.align_ylabels()
         handles = [
             Line2D([], [], color=colour, marker=marker, ls="none", label=label)
-            for colour, marker, label in looks.values()
+            for colour, marker, label in dict.fromkeys(looks.values())
         ]
         for mfc, label in ((None, "positions at once"), ("white", "each token alone")):
             handles.append(Line2D([], [], color="black", marker="o", mfc=mfc, label=label))
@@ -292,7 +292,8 @@ def attention(table: pd.DataFrame, title: str = "") -> Figure:
             line[0].set_ylabel("layer")
             for ax in line[len(panels) :]:
                 ax.remove()
-        bar = figure.colorbar(mesh, ax=axes, label="JS divergence, nats", extend="min")
+        extend = "min" if every.js_nats.min() < scale.vmin else "neither"
+        bar = figure.colorbar(mesh, ax=axes, label="JS divergence, nats", extend=extend)
         bar.outline.set_visible(False)
         drawing.plain_log(bar.ax.yaxis)
         below = Line2D([], [], color=PALE, lw=4, label="not above the patch: exactly 0")
@@ -307,7 +308,7 @@ def _error_looks(points: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, 
     several = len(objectives) > 1
     looks = {("synthetic", ""): (BLUE, "o", "synthetic errors")}
     for name, (colour, marker) in zip(objectives, SERIES[1:], strict=False):
-        words = f"SAE errors, {name}" if several else "SAE errors"
+        words = f"SAE, {name}" if several else "SAE errors"
         looks["sae", name] = (colour, marker, words)
         looks["untrained", name] = (GREY, "X", "untrained SAE")
     there = set(pairs.itertuples(index=False, name=None))
