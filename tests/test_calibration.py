@@ -44,13 +44,20 @@ def harvested(subject, tmp_path_factory):
     """Real stores with activations and exact probes of every token."""
     folder = tmp_path_factory.mktemp("stores")
     h, probes = exact_probes(subject, TOKENS)
-    shape = {"n_sequences": N, "n_positions": T, "d_model": D, "dtype": "float32"}
-    shape |= {"layer": LAYER, "hook_name": hooks.hook_name(LAYER)}
+    return stored(folder, h, probes)
+
+
+def stored(folder, h, probes):
+    """Stores of activations and probes; one token in ten is a sink by its norm."""
+    shape = dict(zip(("n_sequences", "n_positions", "d_model"), h.shape, strict=True))
+    shape |= {"dtype": "float32", "layer": LAYER, "hook_name": hooks.hook_name(LAYER)}
     stores.create_activations(folder / "a.zarr", **shape)
     store = stores.Store(folder / "a.zarr", writable=True)
+    norm = np.linalg.norm(h, axis=-1)
     store.write("activations", 0, h)
-    store.write_all("sink_threshold", 1e9)
-    store.write_all("median_norm", 1e8)
+    store.write("norm", 0, norm)
+    store.write_all("median_norm", float(np.median(norm)))
+    store.write_all("sink_threshold", float(np.quantile(norm, 0.9)))
     stores.create_probes(folder / "p.zarr", n_probes=probes.shape[-1], **shape)
     stores.Store(folder / "p.zarr", writable=True).write("probes", 0, probes)
     return stores.ActivationStore(folder / "a.zarr"), stores.ProbeStore(folder / "p.zarr")
@@ -61,17 +68,21 @@ def table(subject, harvested):
     return calibration.measure(subject, TOKENS, LAYER, *harvested, scales=SCALES, **SETTINGS)
 
 
-def totals(table):
+def totals(table, token_set="all"):
+    table = table[table.token_set == token_set]
     return table.groupby("scale")[["kl_sum_nats", "quad_sum_nats", "joint_quad_nats"]].sum()
 
 
 def test_the_ratio_goes_to_one_as_the_error_shrinks(table):
     assert list(table.columns) == [
-        *("sequence", "scale", "n_predicted", "kl_sum_nats", "quad_sum_nats", "joint_quad_nats")
+        *("sequence", "token_set", "scale", "n_predicted"),
+        *("kl_sum_nats", "quad_sum_nats", "joint_quad_nats"),
     ]
-    assert table.sequence.tolist() == sorted(list(range(N)) * 3) and set(table.n_predicted) == {5}
-    off = abs(table.kl_sum_nats / table.joint_quad_nats - 1).groupby(table.scale).max()
-    assert off[0.0003] < 2e-3 < off[0.01] < 2e-2 < off[0.3]
+    assert table.sequence.tolist() == sorted(list(range(N)) * 2 * len(SCALES))
+    for token_set in ("all", "no_sink"):
+        own = table[(table.token_set == token_set) & (table.n_predicted > 0)]
+        off = abs(own.kl_sum_nats / own.joint_quad_nats - 1).groupby(own.scale).max()
+        assert off[0.0003] < 4e-3 < off[0.01] < 4e-2 < off[0.3]
     # KL falls with the square of the error, four decades and more below one nat
     kl = totals(table).kl_sum_nats
     assert kl[0.01] / kl[0.0003] == pytest.approx((0.01 / 0.0003) ** 2, rel=1e-3)
@@ -90,16 +101,32 @@ def test_independent_errors_cost_the_sum_of_their_parts_on_average(subject, harv
     assert abs(np.mean(ratios) - 1) < 4 * error and error < 0.02
 
 
+def test_sinks_keep_their_clean_activation(harvested, table):
+    """The quadratic without sinks is that of the tokens left, and they are counted."""
+    activations, probes = harvested
+    keep = activations.keep(0, N)
+    assert not keep[:, 0].any() and 0 < (~keep[:, 1:]).sum() < N
+    h, v = activations.read(0, N).astype(float), probes.read(0, N).astype(float)
+    unit = np.stack([np.random.default_rng((0, i)).standard_normal((T, D)) for i in range(N)])
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
+    delta = 0.01 * np.linalg.norm(h, axis=-1, keepdims=True) * unit * keep[..., None]
+    projected = np.einsum("ntds,ntd->nts", v, delta)
+    own = table[(table.token_set == "no_sink") & (table.scale == 0.01)]
+    np.testing.assert_allclose(own.quad_sum_nats, (projected**2).sum((1, 2)) / 2, rtol=1e-4)
+    np.testing.assert_allclose(
+        own.joint_quad_nats, (projected.sum(1) ** 2).sum(1) / 2, rtol=1e-4, atol=1e-12
+    )
+    np.testing.assert_array_equal(own.n_predicted, keep[:, :-1].sum(1))
+    assert set(table.n_predicted[table.token_set == "all"]) == {T - 1}
+
+
 def test_at_a_single_predicted_position_both_predictions_agree(subject, tmp_path):
     """With one position that counts there are no cross terms."""
     tokens = TOKENS[:, :2]
-    probes = exact_probes(subject, tokens)[1]
-    shape = {"n_sequences": N, "n_positions": 2, "d_model": D, "dtype": "float32"}
-    shape |= {"layer": LAYER, "hook_name": hooks.hook_name(LAYER)}
-    stores.create_probes(tmp_path / "p.zarr", n_probes=probes.shape[-1], **shape)
-    stores.Store(tmp_path / "p.zarr", writable=True).write("probes", 0, probes)
-    store = stores.ProbeStore(tmp_path / "p.zarr")
-    made = calibration.measure(subject, tokens, LAYER, store, store, scales=[0.01], **SETTINGS)
+    both = stored(tmp_path, *exact_probes(subject, tokens))
+    made = calibration.measure(subject, tokens, LAYER, *both, scales=[0.01], **SETTINGS)
+    assert (made.n_predicted[made.token_set == "no_sink"] == 0).all()
+    made = made[made.token_set == "all"]
     np.testing.assert_allclose(made.quad_sum_nats, made.joint_quad_nats, rtol=1e-12)
     np.testing.assert_allclose(made.kl_sum_nats, made.joint_quad_nats, rtol=0.02)
 
@@ -114,7 +141,7 @@ def test_the_errors_are_what_they_say(subject, harvested, table):
     v = probes.read(5, 6)[0].astype(float)
     whole = v.reshape(T * D, -1)
     expected = delta.ravel() @ (whole @ whole.T) @ delta.ravel() / 2
-    row = table[(table.sequence == 5) & (table.scale == 0.3)].iloc[0]
+    row = table[(table.sequence == 5) & (table.scale == 0.3) & (table.token_set == "all")].iloc[0]
     assert row.joint_quad_nats == pytest.approx(expected, rel=1e-5)
     alone = sum(delta[t] @ v[t] @ v[t].T @ delta[t] / 2 for t in range(T))
     assert row.quad_sum_nats == pytest.approx(alone, rel=1e-5)
@@ -178,8 +205,14 @@ def sae_tables(k, ratio):
         quad = joint * rng.uniform(0.5, 1.5, 9)
         parts.append({"codec": codec, "n": n, "joint": joint, "kl": kl, "quad": quad})
     long = pd.concat([pd.DataFrame(p).assign(sequence=range(9)) for p in parts])
-    one = {"n_predicted_all": long.n, "kl_nats_all": long.kl}
-    two = {"n_predicted_all": long.n, "quad_sum_all": long.quad, "joint_quad_all": long.joint}
+    one, two = {}, {}
+    for s in ("all", "no_sink"):
+        one |= {f"n_predicted_{s}": long.n, f"kl_nats_{s}": long.kl}
+        two |= {
+            f"n_predicted_{s}": long.n,
+            f"quad_sum_{s}": long.quad,
+            f"joint_quad_{s}": long.joint,
+        }
     keys = long[["sequence", "codec"]]
     category = {"codec": "category"}
     return keys.assign(**one).astype(category), keys.assign(**two).sample(frac=1, random_state=0)
@@ -199,22 +232,29 @@ def points(table):
 
 def test_points_hold_every_sequence_and_error_once(points, table):
     assert list(points.columns) == [
-        *("subject", "corpus", "layer", "source", "scale", "expansion", "k", "tokens"),
-        *("objective", "seed", "sequence", "n_predicted"),
+        *("subject", "corpus", "layer", "token_set", "source", "scale"),
+        *("expansion", "k", "tokens", "objective", "seed", "sequence", "n_predicted"),
         *("predicted_nats", "joint_nats", "measured_nats"),
     ]
     counts = points.groupby("source").size().to_dict()
-    assert counts == {"synthetic": 3 * N, "sae": 18, "untrained": 18}
+    n_empty = (table.n_predicted == 0).sum()
+    assert counts == {"synthetic": 2 * 3 * N - n_empty, "sae": 2 * 18, "untrained": 2 * 18}
     assert set(points.layer) == {7} and set(points.k.dropna()) == {4, 16}
     synthetic = points[points.source == "synthetic"]
     assert synthetic[["k", "objective", "seed"]].isna().all(None) and synthetic.scale.notna().all()
-    np.testing.assert_allclose(synthetic.measured_nats, table.kl_sum_nats / 5)
+    counted = table[table.n_predicted > 0]
+    np.testing.assert_allclose(synthetic.measured_nats, counted.kl_sum_nats / counted.n_predicted)
     sae = points[points.source == "sae"]
     np.testing.assert_allclose(sae.measured_nats, 1.25 * sae.joint_nats)
 
 
 def test_the_table_recovers_planted_ratios_and_slopes(points):
     found = calibration.table(points, **SETTINGS_OF_TABLE)
+    for _, of_set in found.groupby("token_set"):
+        check_planted(of_set)
+
+
+def check_planted(found):
     # a row for each scale and each SAE and codec, and a pooled one for each source
     assert found.groupby("source").size().to_dict() == {"synthetic": 4, "sae": 3, "untrained": 3}
     for source, value in (("sae", 1.25), ("untrained", 0.5)):
@@ -239,8 +279,9 @@ def test_the_fits_are_scipys_and_the_intervals_those_of_resampled_sequences(poin
     from scipy.stats import linregress
 
     found = calibration.table(points, **SETTINGS_OF_TABLE)
-    own = points[points.source == "synthetic"]
+    own = points[(points.source == "synthetic") & (points.token_set == "all")]
     row = found[(found.source == "synthetic") & found.scale.isna()].iloc[0]
+    assert row.token_set == "all"
     fits = {
         "": linregress(own.joint_nats, own.measured_nats),
         "log_": linregress(np.log10(own.joint_nats), np.log10(own.measured_nats)),
@@ -270,7 +311,7 @@ def test_a_table_read_back_gives_the_same(points, tmp_path):
 
 
 def test_a_kl_at_or_below_zero_is_left_out_of_the_logarithms(points):
-    few = points[(points.source == "sae") & (points.k == 4)].copy()
+    few = points[(points.source == "sae") & (points.k == 4) & (points.token_set == "all")].copy()
     few.iloc[0, few.columns.get_loc("measured_nats")] = -1e-9
     row = calibration.table(few, **SETTINGS_OF_TABLE).iloc[0]
     assert row.log_slope == pytest.approx(1) and row.slope != pytest.approx(1, abs=1e-3)

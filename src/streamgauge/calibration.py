@@ -5,6 +5,7 @@ holds it against the measured KL on synthetic errors of known relative size, whi
 they shrink; `points` and `table` put the errors of real SAEs beside them. KL is in nats.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 from streamgauge import evaluate, hooks, metrics, statistics
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
+from streamgauge.stores import TOKEN_SETS, no_sink
 
 _SAE = ["expansion", "k", "tokens", "objective", "seed"]
-_PLACE = ["subject", "corpus", "layer", "source"]
+_PLACE = ["subject", "corpus", "layer", "token_set", "source"]
 _CELL = [*_PLACE, "scale", *_SAE]
 _WHOLE = dict.fromkeys(("layer", "expansion", "k", "tokens", "seed"), "Int64")
 #: codecs of the per-sequence tables that are compared, the `source` of their points
@@ -39,16 +41,19 @@ def measure(
     seed: int,
     scratch: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Measured and predicted KL of synthetic errors patched in at every position.
+    """Measured and predicted KL of synthetic errors patched in at all positions together.
 
     The error of token t is δ_t = a·‖h_t‖·ξ_t: ξ_t a random unit vector, independent for every
-    token and the same for every scale a, drawn from (seed, sequence).
+    token and the same for every scale a and token set, drawn from (seed, sequence). In ``all``
+    every token gets one. In ``no_sink`` sinks keep their clean activation: a sink's norm can be a
+    hundred times the usual, and then its error costs more than those of all others.
 
     Args:
         subject: a `subjects.Subject`.
         tokens: token ids, shape ``(N, T)``, T ≥ 2; array or zarr.
         layer: hook point ``blocks.{layer}.hook_resid_post``.
-        activations: `stores.ActivationStore` of these tokens and this layer.
+        activations: `stores.ActivationStore` of these tokens and this layer, for the threshold
+            above which a token is a sink.
         probes: `stores.ProbeStore` of the same; its s probes estimate G.
         scales: relative sizes a of the errors, each > 0.
         sequences: rows of `tokens` used, the first ones; all of them where there are fewer.
@@ -58,7 +63,8 @@ def measure(
             call with the same one continues there.
 
     Returns:
-        One row for each sequence and scale: ``sequence, scale, n_predicted`` (T − 1) and, in nats,
+        One row for each sequence, token set and scale: ``sequence, token_set, scale,
+        n_predicted`` (tokens of the set at positions 0..T−2) and, in nats,
 
         - ``kl_sum_nats``: Σ KL(clean‖patched) over positions 0..T−2, from the model's logits in
           float64, so that only their own rounding limits it;
@@ -75,6 +81,7 @@ def measure(
     """
     _check(subject, tokens, layer, activations, probes, scales, sequences)
     n, length = min(tokens.shape[0], sequences), tokens.shape[1]
+    threshold = activations.sink_threshold
     scratch = Path(scratch) if scratch else None
     if scratch:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -87,14 +94,14 @@ def measure(
             parts.append(pd.read_parquet(path))
         else:
             ids = subject.ids(torch.as_tensor(np.asarray(tokens[start:stop], np.int64)))
-            parts.append(_batch(subject, ids, layer, start, probes, scales, seed))
+            parts.append(_batch(subject, ids, layer, start, threshold, probes, scales, seed))
             if path:  # whole or absent, also after a kill
                 parts[-1].to_parquet(path.with_suffix(".tmp"), index=False)
                 os.replace(path.with_suffix(".tmp"), path)
         progress.update((stop - start) * length)
     progress.close()
-    table = pd.concat(parts)
-    return table.sort_values(["sequence", "scale"], kind="stable", ignore_index=True)
+    table = pd.concat(parts).astype({"token_set": str})
+    return table.sort_values(["sequence", "token_set", "scale"], ignore_index=True)
 
 
 def _check(subject, tokens, layer, activations, probes, scales, sequences):
@@ -120,17 +127,20 @@ def _check(subject, tokens, layer, activations, probes, scales, sequences):
             )
 
 
-def _batch(subject, ids, layer, start, probes, scales, seed) -> pd.DataFrame:
+def _batch(subject, ids, layer, start, sink_threshold, probes, scales, seed) -> pd.DataFrame:
     """The rows of the sequences `ids`, the first of which is number `start`."""
     h = subject.residuals(ids, [layer])[layer]
     clean = subject.logits_from(ids, layer, h)
+    norm = h.float().norm(dim=-1).cpu().numpy()
+    keep = {"all": np.ones_like(norm, bool), "no_sink": no_sink(norm, sink_threshold)}
     a = metrics.float64(h)
     unit = torch.as_tensor(_directions(seed, start, a.shape)).to(a)
     error = a.norm(dim=-1, keepdim=True) * unit
     v = torch.as_tensor(probes.read(start, start + len(ids))).to(a.device)
     parts = []
-    for scale in scales:
-        patched = (a + scale * error).to(h.dtype)
+    for token_set, scale in itertools.product(TOKEN_SETS, scales):
+        mask = torch.as_tensor(keep[token_set]).to(a.device)[..., None]
+        patched = torch.where(mask, a + scale * error, a).to(h.dtype)
         delta = metrics.float64(patched) - a
         # one sequence at a time: the probes of a batch in float64 can be gigabytes
         projected = torch.stack(
@@ -150,8 +160,9 @@ def _batch(subject, ids, layer, start, probes, scales, seed) -> pd.DataFrame:
             )
         columns = {
             "sequence": np.arange(start, start + len(ids), dtype=np.int32),
+            "token_set": token_set,
             "scale": float(scale),
-            "n_predicted": np.int32(ids.shape[1] - 1),
+            "n_predicted": keep[token_set][:, :-1].sum(1).astype(np.int32),
             "kl_sum_nats": kl,
             "quad_sum_nats": projected.square().sum((1, 2)).cpu().numpy() / 2,
             "joint_quad_nats": projected.sum(1).square().sum(1).cpu().numpy() / 2,
@@ -192,7 +203,7 @@ def points(
     per_sequence: Iterable[tuple[Mapping, pd.DataFrame]],
     sensitivity: Iterable[tuple[Mapping, pd.DataFrame]],
 ) -> pd.DataFrame:
-    """Predicted and measured KL of every sequence and error of a study, over all tokens.
+    """Predicted and measured KL of every sequence and error of a study.
 
     Args:
         synthetic: manifest and table of `measure` for every layer; the wildcards in a manifest's
@@ -201,43 +212,50 @@ def points(
         sensitivity: manifest and sensitivity table of every SAE, with the predictions.
 
     Returns:
-        ``subject, corpus, layer, source`` (``synthetic``, ``sae`` or ``untrained``), ``scale``
-        (synthetic only), ``expansion, k, tokens, objective, seed`` (SAEs only), ``sequence,
-        n_predicted``, and in nats per predicted position: ``predicted_nats`` (each token's error
-        alone), ``joint_nats`` (all at once), ``measured_nats``.
+        ``subject, corpus, layer, token_set, source`` (``synthetic``, ``sae`` or ``untrained``),
+        ``scale`` (synthetic only), ``expansion, k, tokens, objective, seed`` (SAEs only),
+        ``sequence, n_predicted``, and in nats per predicted position: ``predicted_nats`` (each
+        token's error alone), ``joint_nats`` (all at once), ``measured_nats``. Sequences without a
+        predicted position in a token set are left out there.
 
     Raises:
         StreamgaugeError: an SAE has only one of its two tables, or they hold other sequences.
     """
     found = []
     for record, made in synthetic:
-        columns = made.rename(columns={"kl_sum_nats": "kl", "quad_sum_nats": "quad"})
-        columns = columns.rename(columns={"joint_quad_nats": "joint"}).assign(source="synthetic")
-        found.append(columns.assign(**_place(record)))
+        names = {"kl_sum_nats": "kl", "quad_sum_nats": "quad", "joint_quad_nats": "joint"}
+        found.append(made.rename(columns=names).assign(source="synthetic", **_place(record)))
     predictions = {_identity(record): made for record, made in sensitivity}
     for record, measured in per_sequence:
-        measured = _of_codecs(measured, kl="kl_nats_all", n_predicted="n_predicted_all")
-        measured["kl"] *= measured.n_predicted
-        predicted = predictions.pop(_identity(record), None)
+        predicted = predictions.get(_identity(record))
         if predicted is None:
             raise StreamgaugeError(f"no sensitivity table of the SAE {_identity(record)}")
-        names = {"quad": "quad_sum_all", "joint": "joint_quad_all", "n": "n_predicted_all"}
-        both = measured.join(_of_codecs(predicted, **names), how="outer")
-        if not (both.n_predicted == both.n).all():
-            raise StreamgaugeError(
-                f"the two tables of the SAE {_identity(record)} hold different sequences",
-                remedy="Make both from the same tokens.",
-            )
-        both = both[both.n_predicted > 0].rename_axis(["source", "sequence"]).reset_index()
         w = record["spec"]["wildcards"]
-        found.append(both.assign(**_place(record), **{name: w[name] for name in _SAE}))
+        cell = {**_place(record), **{name: w[name] for name in _SAE}}
+        for s in TOKEN_SETS:
+            columns = {"kl": f"kl_nats_{s}", "n_predicted": f"n_predicted_{s}"}
+            both = _of_codecs(measured, **columns)
+            columns = {"quad": f"quad_sum_{s}", "joint": f"joint_quad_{s}", "n": f"n_predicted_{s}"}
+            both = both.join(_of_codecs(predicted, **columns), how="outer")
+            if both[["n_predicted", "n"]].isna().any(axis=None):
+                raise StreamgaugeError(
+                    f"the two tables of the SAE {_identity(record)} hold different sequences",
+                    remedy="Make both from the same tokens.",
+                )
+            both = both[(both.n_predicted > 0) & (both.n > 0)]
+            # a norm at the threshold may be a sink in the rounded store and none in the model
+            per_position = {"kl": both.kl * both.n_predicted}
+            per_position |= {x: both[x] * both.n_predicted / both.n for x in ("quad", "joint")}
+            both = both.assign(**per_position)
+            found.append(both.reset_index(names=["source", "sequence"]).assign(token_set=s, **cell))
     table = pd.concat(found, ignore_index=True)
+    table = table[table.n_predicted > 0]
     for name, column in (("predicted", "quad"), ("joint", "joint"), ("measured", "kl")):
         table[f"{name}_nats"] = table[column] / table.n_predicted
     values = ["predicted_nats", "joint_nats", "measured_nats"]
     table = table.reindex(columns=[*_CELL, "sequence", "n_predicted", *values])
     numbers = {name: pd.to_numeric(table[name]).astype(kind) for name, kind in _WHOLE.items()}
-    return table.assign(**numbers)
+    return table.assign(**numbers).reset_index(drop=True)
 
 
 def _place(record) -> dict:
@@ -268,8 +286,8 @@ def table(
 
     Returns:
         For every error (a scale, or a codec of an SAE) one row, and behind those of one
-        ``subject, corpus, layer, source`` one of all its points, with ``scale`` and the columns
-        of an SAE empty:
+        ``subject, corpus, layer, token_set, source`` one of all its points, with ``scale`` and the
+        columns of an SAE empty:
 
         - ``n_sequences, n_points``; ``predicted_nats, joint_nats, measured_nats``: totals per
           predicted position;
