@@ -20,11 +20,11 @@ PLACE = {"subject": "small", "corpus": "texts"}
 SAE = {"expansion": 8, "tokens": 1000}
 
 
-def points(layers=(3, 5), objectives=("mse",), ks=(8, 32)):
+def points(layers=(3, 5), objectives=("mse",), ks=(8, 32), token_sets=("all", "no_sink")):
     """Points whose measured KL is 0.9 times the joint prediction, with some scatter."""
     rng, rows = np.random.default_rng(0), []
-    for layer in layers:
-        place = {**PLACE, "layer": layer, "n_predicted": 63}
+    for layer, token_set in itertools.product(layers, token_sets):
+        place = {**PLACE, "layer": layer, "token_set": token_set, "n_predicted": 63}
         errors = [({"source": "synthetic", "scale": a}, a**2) for a in (0.001, 0.01, 0.1)]
         for source, factor in (("sae", 1.0), ("untrained", 30.0)):
             for objective in objectives:
@@ -41,8 +41,8 @@ def points(layers=(3, 5), objectives=("mse",), ks=(8, 32)):
 
 
 @functools.cache
-def calibrated(layers=(3, 5), objectives=("mse",)):
-    found = points(layers, objectives)
+def calibrated(layers=(3, 5), objectives=("mse",), token_sets=("all", "no_sink")):
+    found = points(layers, objectives, token_sets=token_sets)
     return calibration.table(found, resamples=10), found
 
 
@@ -85,8 +85,8 @@ FIGURES = sensitivity_figures
 THREE = ("mse", "behavioral", "e2e")
 DRAWN = {
     "calibration": lambda: FIGURES.calibration(*calibrated(), "A title"),
-    "calibration_one": lambda: FIGURES.calibration(*calibrated(layers=(3,), objectives=THREE)),
-    "calibration_three": lambda: FIGURES.calibration(*calibrated(layers=(1, 2, 3))),
+    "calibration_one": lambda: FIGURES.calibration(*calibrated((3,), THREE, ("all",))),
+    "calibration_three": lambda: FIGURES.calibration(*calibrated((1, 2, 3), ("mse",), ("all",))),
     "objectives": lambda: FIGURES.objectives(objective_table(), "A title"),
     "objectives_one": lambda: FIGURES.objectives(objective_table(("mse",), quad=False)),
     "objectives_seeds": lambda: FIGURES.objectives(
@@ -160,8 +160,10 @@ def test_unusable_tables(draw, table, column):
 
 # --- each figure --------------------------------------------------------------------------------
 def test_calibration_shows_points_identity_slope_and_ratio():
-    table, found = calibrated(layers=(3,))
-    top, below = FIGURES.calibration(table, found).axes
+    table, found = calibrated((3,))
+    top, other, below, _ = FIGURES.calibration(table, found).axes
+    assert other.get_title(loc="left").startswith("layer 3, without sinks\n")
+    table, found = (rows[rows.token_set == "all"] for rows in (table, found))
     for source, colour, marker in (
         ("synthetic", drawing.BLUE, "o"),
         ("sae", drawing.VERMILLION, "s"),
@@ -190,7 +192,7 @@ def test_calibration_shows_points_identity_slope_and_ratio():
 
 
 def test_calibration_keeps_what_a_log_axis_cannot_hold():
-    table, found = calibrated(layers=(3,))
+    table, found = calibrated((3,))
     found = found.assign(measured_nats=found.measured_nats.where(found.index > 0, -1e-9))
     top = FIGURES.calibration(table, found).axes[0]
     triangles = [line for line in lines(top, drawing.BLUE, "v") if len(line.get_xdata())]

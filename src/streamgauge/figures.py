@@ -274,6 +274,8 @@ def loss_curves(histories: pd.DataFrame, title: str = "") -> Figure:
         for i, ax in enumerate(axes):
             drawing.plain_log(ax.xaxis)
             drawing.plain_log(ax.yaxis)
+            if several:  # labels on every panel leave room for decades only
+                ax.xaxis.get_major_locator().set_params(subs=(1,))
             if i >= len(panels) - wide:
                 ax.set_xlabel("training tokens")
                 ax.xaxis.set_tick_params(labelbottom=True)

@@ -49,11 +49,11 @@ _PROXIES = {
 def calibration(table: pd.DataFrame, points: pd.DataFrame, title: str = "") -> Figure:
     """Predicted against measured KL of every sequence, and their ratio over the size of errors.
 
-    One panel a layer. Filled markers are predictions with all positions' errors at once, open
-    ones those that take each token's error alone; all in nats per predicted position. Above each
-    panel stand slope and R² of the least-squares line through the filled points' logarithms. The
-    lower axes hold measured/predicted of the synthetic errors with the table's intervals. A value
-    of zero or less sits on the lower edge as a triangle.
+    One panel a layer and token set. Filled markers are predictions with the errors of all
+    positions at once, open ones take each token's error alone; all in nats per predicted position.
+    Above each panel stand slope and R² of the least-squares line through the filled points'
+    logarithms. The lower axes hold measured/predicted of the synthetic errors with the table's
+    intervals. A value of zero or less sits on the lower edge as a triangle.
 
     Args:
         table: a study's ``calibration.csv``.
@@ -63,7 +63,7 @@ def calibration(table: pd.DataFrame, points: pd.DataFrame, title: str = "") -> F
     Raises:
         StreamgaugeError: a table lacks a column or is empty.
     """
-    place = [*_PLACE, "source"]
+    place = [*_PLACE, "token_set", "source"]
     drawing.require(table, [*place, "scale", "ratio", "ratio_joint"], "calibration table")
     drawing.require(table, ["k", "log_slope", "log_r2"], "calibration table")
     values = ["predicted_nats", "joint_nats", "measured_nats"]
@@ -73,9 +73,14 @@ def calibration(table: pd.DataFrame, points: pd.DataFrame, title: str = "") -> F
     low, high = (f(points[values].where(points[values] > 0).stack()) for f in (np.min, np.max))
     ends = low / 2, high * 2
     with drawing.style():
-        panels = drawing.cells(points, _PLACE)
+        panels = [
+            ({**key, "token_set": token_set}, f"{label}, {words}", own)
+            for key, label, every in drawing.cells(points, _PLACE)
+            for token_set, words in TOKEN_SETS.items()
+            if len(own := every[every.token_set == token_set])
+        ]
         wide, n_rows = drawing.arrange(len(panels), 2)
-        figure = drawing.figure(title, DOUBLE if wide > 1 else SINGLE, 4.7 * n_rows)
+        figure = drawing.figure(title, DOUBLE if wide > 1 else SINGLE, 4.4 * n_rows)
         heights = [2.6, 1] * n_rows
         axes = figure.subplots(2 * n_rows, wide, squeeze=False, height_ratios=heights)
         tops, lows = axes[::2].ravel(), axes[1::2].ravel()
