@@ -68,6 +68,10 @@ def test_layout_is_whole_sequences_in_whole_chunks():
     assert stores.rows_per_chunk_and_shard(1000) == (2, 16)
     assert stores.rows_per_chunk_and_shard(5000) == (1, 3)
     assert stores.rows_per_chunk_and_shard(40000) == (1, 1)
+    # several vectors a token: as many bytes in a file, the same chunks
+    assert stores.rows_per_chunk_and_shard(128, 2) == (16, 64)
+    assert stores.rows_per_chunk_and_shard(128, 8) == (16, 16)
+    assert stores.rows_per_chunk_and_shard(128, 100) == (16, 16)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -94,6 +98,52 @@ def test_bfloat16_decodes_as_torch_does():
     x = torch.tensor([1.0, -3.1415, 7e37, 1e-40, 0.0]).to(torch.bfloat16)
     bits = x.view(torch.uint16).numpy()
     np.testing.assert_array_equal(stores.decode(bits), x.float().numpy())
+
+
+LAYER = {"n_sequences": N, "n_positions": T, "d_model": D, "layer": 3, "hook_name": "h"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_gradients_come_back_as_float32(tmp_path, dtype):
+    work = stores.scratch(tmp_path / "g.zarr", "{}")
+    stores.create_gradients(work, dtype=dtype, **LAYER)
+    stores.Store(work, writable=True).write("gradients", 0, values(dtype))
+    stores.commit(work, tmp_path / "g.zarr")
+    store = stores.GradientStore(tmp_path / "g.zarr")
+    assert (store.n_sequences, store.n_positions, store.d_model) == (N, T, D)
+    assert (store.chunk_sequences, store.layer, store.dtype) == (16, 3, dtype)
+    got = store.read(120, 140)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, stores.decode(values(dtype))[120:140])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_probes_come_back_as_stored_and_as_float32(tmp_path, dtype):
+    import torch
+
+    work = stores.scratch(tmp_path / "p.zarr", "{}")
+    given = {"dtype": dtype, "n_probes": 2, "same_positions": 4, "diagonal": 1, **LAYER}
+    stores.create_probes(work, **given)
+    x = values(dtype).reshape(N, T, D // 2, 2).repeat(2, axis=2)  # (N, T, D, 2)
+    positions = np.arange(4 * N, dtype=np.int32).reshape(N, 4)
+    store = stores.Store(work, writable=True)
+    store.write("probes", 0, x)
+    store.write("same_position", 0, x[:, :4])
+    store.write("sampled_position", 0, positions)
+    store.write("shift", 0, x[..., :1])
+    stores.commit(work, tmp_path / "p.zarr")
+    store = stores.ProbeStore(tmp_path / "p.zarr")
+    assert (store.d_model, store.n_probes, store.chunk_sequences) == (D, 2, 16)
+    np.testing.assert_array_equal(store.read(30, 70), stores.decode(x)[30:70])
+    tensor = store.tensor(30, 70)
+    assert tensor.dtype == getattr(torch, dtype)
+    np.testing.assert_array_equal(tensor.float(), store.read(30, 70))
+    sampled, same = store.same_position(30, 70)
+    np.testing.assert_array_equal(sampled, positions[30:70])
+    np.testing.assert_array_equal(same, stores.decode(x)[30:70, :4])
+    np.testing.assert_array_equal(store.shift(30, 70), stores.decode(x)[30:70, ..., :1])
+    with pytest.raises(StreamgaugeError, match="no array 'gradients'"):
+        stores.GradientStore(tmp_path / "p.zarr")
 
 
 def test_plain_xarray_opens_without_a_warning(built):

@@ -247,7 +247,7 @@ def harvest(
             same_positions=same_positions,
             diagonal=diagonal,
         )
-        for name in made.keys() - {"sampled_position"}:
+        for name in sorted(made.keys() - {"sampled_position"}):
             positions = made["sampled_position"] if name == "same_position" else None
             gradients.check_fits(made[name], dtype, at, layer, "a probe", "probes", positions)
         return made
