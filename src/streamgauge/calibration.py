@@ -301,10 +301,9 @@ def table(
     rows = []
     settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
     for place, own in points.groupby(_PLACE, sort=False):
-        cells = list(own.groupby(_CELL, sort=False, dropna=False))
-        rows += [dict(zip(_CELL, key, strict=True)) | _row(part, settings) for key, part in cells]
-        if len(cells) > 1:
-            rows.append(dict(zip(_PLACE, place, strict=True)) | _row(own, settings))
+        for key, part in own.groupby(_CELL, sort=False, dropna=False):
+            rows.append(dict(zip(_CELL, key, strict=True)) | _row(part, settings))
+        rows.append(dict(zip(_PLACE, place, strict=True)) | _row(own, settings))
     found = pd.DataFrame(rows)
     return found[[*_CELL, *(name for name in found if name not in _CELL)]].astype(_WHOLE)
 
