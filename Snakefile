@@ -9,19 +9,22 @@ include: "rules/common.smk"
 include: "rules/subjects.smk"
 include: "rules/harvest.smk"
 include: "rules/saes.smk"
+include: "rules/sensitivity.smk"
 include: "rules/figures.smk"
 
 # What to ask for: plain `snakemake`, or one of these by name.
-localrules: all, spectra, saes, proxy_gap, figures, verify
+localrules: all, spectra, saes, proxy_gap, sensitivities, figures, verify
 
-TABLE = expand(f"{STUDY}/grid.{{suffix}}", suffix=["json", "csv"])
+TABLES = f"{STUDY}/{{name}}.{{suffix}}"
+TABLE = expand(TABLES, name="grid", suffix=["json", "csv"])
+COSTS = expand(TABLES, name=["leaderboard", "calibration", "attention"], suffix=["json", "csv"])
 FIGURES = f"{STUDY}/figures/{{name}}.{{suffix}}"
 SUFFIXES = ["json", "svg", "png"]
 
 
 rule all:
     default_target: True
-    input: TABLE, expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES)
+    input: TABLE, COSTS, expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES)
 
 
 rule spectra:
@@ -34,6 +37,10 @@ rule saes:
 
 rule proxy_gap:
     input: TABLE, expand(FIGURES, name=["proxy_gap", "rate_distortion"], suffix=SUFFIXES)
+
+
+rule sensitivities:
+    input: COSTS, expand(FIGURES, name=["calibration", "leaderboard", "attention"], suffix=SUFFIXES)
 
 
 rule figures:

@@ -29,6 +29,17 @@ SECTIONS = {
         "Reading shuffled batches",
         "Share of a training step spent on reading. Target: at most 5 %.",
     ),
+    "probes": (
+        "Gradients and probes",
+        "A gradient harvest beside the bare forward and backward pass it needs; a probe beside one "
+        "backward pass from the hook point, by three ways of taking several; peak memory. Targets: "
+        "at most 1.15 and 1.2.",
+    ),
+    "objectives": (
+        "Training objectives",
+        "A step of the objective behavioral beside one of mse, at d_model 576, d_sae 4608, k 32, "
+        "8 probes, one thread. Target: at most 2.",
+    ),
     "dry_run": (
         "Dry run with nothing to do",
         "Wall time of `snakemake --dry-run` for a finished study. Target: at most 10 s for 500 "

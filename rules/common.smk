@@ -29,7 +29,7 @@ wildcard_constraints:
     expansion=r"\d+",
     k=r"\d+",
     tokens=r"\d+",
-    objective="mse",
+    objective="mse|behavioral|e2e",
     seed=r"\d+",
 
 CORPUS = "results/{subject}/{corpus}"
@@ -67,6 +67,11 @@ def grid(pattern):
             seed=cells["seeds"],
         )
     ]
+
+
+def layers(pattern):
+    """`pattern` filled in for every hooked layer of the study."""
+    return sorted(set(grid(pattern)))
 
 
 def corpora(pattern):

@@ -30,7 +30,7 @@ rule figure_pr_canyon:
     input:
         manifests=corpora(f"{CORPUS}/spectra.json"),
         tables=ancient(corpora(f"{CORPUS}/spectra.csv")),
-        hooked=ancient(sorted(set(grid(f"{LAYER}/activations-train.json")))),
+        hooked=ancient(layers(f"{LAYER}/activations-train.json")),
     output: **figure("pr_canyon", "Spectra")
     log: "logs/studies/{study}/figure_pr_canyon.log"
     benchmark: "logs/studies/{study}/figure_pr_canyon.tsv"
@@ -48,3 +48,52 @@ rule figure_loss_curves:
     benchmark: "logs/studies/{study}/figure_loss_curves.tsv"
     params: spec=spec("figure_loss_curves")
     script: "../workflow/scripts/figure_loss_curves.py"
+
+
+rule figure_calibration:
+    message: "figure calibration"
+    input:
+        calibration="results/studies/{study}/calibration.json",
+        table=ancient("results/studies/{study}/calibration.csv"),
+        points=ancient("results/studies/{study}/calibration_points.csv"),
+    output: **figure("calibration", "Sensitivity")
+    log: "logs/studies/{study}/figure_calibration.log"
+    benchmark: "logs/studies/{study}/figure_calibration.tsv"
+    params: spec=spec("figure_calibration")
+    script: "../workflow/scripts/figure_calibration.py"
+
+
+rule figure_objectives:
+    message: "figure objectives"
+    input:
+        grid="results/studies/{study}/grid.json",
+        table=ancient("results/studies/{study}/grid.csv"),
+    output: **figure("objectives", "Scores")
+    log: "logs/studies/{study}/figure_objectives.log"
+    benchmark: "logs/studies/{study}/figure_objectives.tsv"
+    params: spec=spec("figure_objectives")
+    script: "../workflow/scripts/figure_objectives.py"
+
+
+rule figure_leaderboard:
+    message: "figure leaderboard"
+    input:
+        leaderboard="results/studies/{study}/leaderboard.json",
+        table=ancient("results/studies/{study}/leaderboard.csv"),
+    output: **figure("leaderboard", "Sensitivity")
+    log: "logs/studies/{study}/figure_leaderboard.log"
+    benchmark: "logs/studies/{study}/figure_leaderboard.tsv"
+    params: spec=spec("figure_leaderboard")
+    script: "../workflow/scripts/figure_leaderboard.py"
+
+
+rule figure_attention:
+    message: "figure attention"
+    input:
+        attention="results/studies/{study}/attention.json",
+        table=ancient("results/studies/{study}/attention.csv"),
+    output: **figure("attention", "Sensitivity")
+    log: "logs/studies/{study}/figure_attention.log"
+    benchmark: "logs/studies/{study}/figure_attention.tsv"
+    params: spec=spec("figure_attention")
+    script: "../workflow/scripts/figure_attention.py"

@@ -11,12 +11,57 @@ rule train_sae:
         cfg=f"{SAE}/cfg.json",
         weights=f"{SAE}/sae_weights.safetensors",
         history=f"{SAE}/training.csv",
+    wildcard_constraints: objective="mse"
     log: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
     params: spec=spec("train_sae")
     threads: THREADS
     resources: **COMPUTE
     script: "../workflow/scripts/train_sae.py"
+
+
+rule train_behavioral:
+    message: "train SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
+    input:
+        activations=f"{LAYER}/activations-train.json",
+        store=ancient(f"{LAYER}/activations-train.zarr"),
+        probes=f"{LAYER}/probes-train.json",
+        probe_store=ancient(f"{LAYER}/probes-train.zarr"),
+    output:
+        manifest=f"{SAE}/sae.json",
+        cfg=f"{SAE}/cfg.json",
+        weights=f"{SAE}/sae_weights.safetensors",
+        history=f"{SAE}/training.csv",
+    wildcard_constraints: objective="behavioral"
+    log: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    params: spec=spec("train_behavioral")
+    threads: THREADS
+    resources: **COMPUTE
+    script: "../workflow/scripts/train_behavioral.py"
+
+
+rule train_e2e:
+    message: "train SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
+    input:
+        activations=f"{LAYER}/activations-train.json",
+        store=ancient(f"{LAYER}/activations-train.zarr"),
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+        tokens=f"{CORPUS}/tokens-train.json",
+        token_store=ancient(f"{CORPUS}/tokens-train.zarr"),
+    output:
+        manifest=f"{SAE}/sae.json",
+        cfg=f"{SAE}/cfg.json",
+        weights=f"{SAE}/sae_weights.safetensors",
+        history=f"{SAE}/training.csv",
+    wildcard_constraints: objective="e2e"
+    log: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    params: spec=spec("train_e2e")
+    threads: THREADS
+    resources: **COMPUTE
+    script: "../workflow/scripts/train_e2e.py"
 
 
 rule baseline:
@@ -72,6 +117,8 @@ rule score:
         latents=ancient(f"{SAE}/latents.parquet"),
         baseline=f"{LAYER}/baseline.json",
         baseline_table=ancient(f"{LAYER}/baseline.parquet"),
+        sensitivity=f"{SAE}/sensitivity.json",
+        sensitivity_table=ancient(f"{SAE}/sensitivity.parquet"),
     output: f"{SAE}/scores.json"
     log: "logs/{subject}/{corpus}/L{ell}/score-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/score-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"

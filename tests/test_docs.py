@@ -99,7 +99,8 @@ def test_every_key_of_a_stage_has_a_row(page):
 
 def test_every_stage_has_its_keys_documented():
     documented = {name.split(".")[0] for page in STAGES for name in key_table(page)}
-    assert documented == {"harvest", "spectra", "sae", "evaluate", "statistics"}
+    stages = ("harvest", "gradients", "probes", "calibration", "spectra", "sae", "evaluate")
+    assert documented == {*stages, "attention", "statistics"}
 
 
 @pages

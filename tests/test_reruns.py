@@ -7,16 +7,22 @@ import pytest
 import pipeline
 from pipeline import STUDY, planned
 
-GRID_FIGURES = {"figure proxy_gap", "figure rate_distortion"}
-FIGURES = {*GRID_FIGURES, "figure pr_canyon", "figure loss_curves"}
+LEADERBOARD = {"leaderboard of study tiny", "figure leaderboard"}
+CALIBRATION = {"calibration table of study tiny", "figure calibration"}
+ATTENTION = {"attention table of study tiny", "figure attention"}
+GRID_FIGURES = {f"figure {name}" for name in ("proxy_gap", "rate_distortion", "objectives")}
+COST_FIGURES = {f"figure {name}" for name in ("leaderboard", "calibration", "attention")}
+OLD_FIGURES = {f"figure {name}" for name in ("pr_canyon", "loss_curves")}
+FIGURES = GRID_FIGURES | COST_FIGURES | OLD_FIGURES
 GRID = {"grid table of study tiny"}
 LAYERS, KS = ("01", "02"), (2, 4)
+VERBS = ("train", "evaluate", "sensitivity", "attention", "score")
 
 
-def saes(verbs=("train", "evaluate", "score"), layers=LAYERS, ks=KS, seeds=(0,)):
+def saes(verbs=VERBS, layers=LAYERS, ks=KS, seeds=(0,), objective="mse"):
     """The messages of jobs over SAEs."""
     return {
-        f"{verb} SAE tiny layer {ell} x4 k={k} tokens=1024 mse seed={seed}"
+        f"{verb} SAE tiny layer {ell} x4 k={k} tokens=1024 {objective} seed={seed}"
         for verb in verbs
         for ell in layers
         for k in ks
@@ -32,8 +38,17 @@ def baselines(layers=LAYERS):
     return {f"baseline tiny layer {ell}: zero and mean ablation" for ell in layers}
 
 
-BELOW_SCORES = GRID | GRID_FIGURES
-BELOW_SAES = BELOW_SCORES | {"figure loss_curves"}
+def backward(layers=LAYERS, names=("gradients", "probes")):
+    """The messages of jobs that differentiate the model on the evaluation rows."""
+    return {f"{name} tiny layer {ell}, eval" for name in names for ell in layers}
+
+
+def calibrations(layers=LAYERS):
+    return {f"calibration tiny layer {ell}: synthetic errors" for ell in layers}
+
+
+BELOW_SCORES = GRID | GRID_FIGURES | LEADERBOARD
+BELOW_SAES = BELOW_SCORES | CALIBRATION | ATTENTION | {"figure loss_curves"}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +125,8 @@ ROWS = {
         edit_grid("layers", {"tiny": [1, 2, 3]}),
         harvests(["03"])
         | baselines(["03"])
+        | backward(["03"])
+        | calibrations(["03"])
         | saes(layers=["03"])
         | BELOW_SAES
         | {"figure pr_canyon"},
@@ -117,7 +134,33 @@ ROWS = {
     "the SAE learning rate": (edit_block("sae", **STUDY["sae"], lr=0.01), saes() | BELOW_SAES),
     "the number of resamples": (
         edit_block("statistics", resamples=300),
-        saes(["score"]) | BELOW_SCORES,
+        saes(["score"]) | BELOW_SCORES | CALIBRATION | ATTENTION,
+    ),
+    "an objective added": (
+        edit_grid("objectives", ["mse", "behavioral"]),
+        {f"probes tiny layer {ell}, train" for ell in LAYERS}
+        | saes(objective="behavioral")
+        | BELOW_SAES,
+    ),
+    "the number of probes": (
+        edit_block("probes", count=4),
+        backward(names=["probes"])
+        | calibrations()
+        | saes(["sensitivity", "score"])
+        | BELOW_SCORES
+        | CALIBRATION,
+    ),
+    "how gradients are stored": (
+        edit_block("gradients", dtype="float32"),
+        backward(names=["gradients"]) | saes(["sensitivity", "score"]) | BELOW_SCORES | CALIBRATION,
+    ),
+    "the sizes of the synthetic errors": (
+        edit_block("calibration", scales=[0.01]),
+        calibrations() | CALIBRATION,
+    ),
+    "the sequences attention is read on": (
+        edit_block("attention", sequences=2),
+        saes(["attention"]) | ATTENTION,
     ),
     "a figure title": (
         edit_block("figures", pr_canyon={"title": "Another"}),
