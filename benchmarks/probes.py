@@ -132,10 +132,9 @@ def measure_speed(subject, options, layer: int) -> dict:
     }
 
 
-def measure_ways(subject, options, layer: int, count: int = 2) -> dict:
+def measure_ways(subject, layer: int, rounds: int, batch=(8, 128), count: int = 2) -> dict:
     """CPU-seconds for `count` given cotangents by torch's ways, over the loop's; no forward."""
-    tokens = draw_tokens(subject, options.batch_size, options.positions)
-    ids = subject.ids(np.asarray(tokens, np.int64))
+    ids = subject.ids(np.asarray(draw_tokens(subject, *batch), np.int64))
     with torch.no_grad():
         h = subject.residuals(ids, [layer])[layer]
     h = h.detach().requires_grad_()
@@ -150,7 +149,7 @@ def measure_ways(subject, options, layer: int, count: int = 2) -> dict:
         "torch.func vjp + vmap": lambda: torch.func.vmap(pullback)(cotangents),
     }
     times = {name: [] for name in ways}
-    for i in range(options.rounds):
+    for i in range(rounds):
         for name in list(ways)[:: 1 if i % 2 else -1]:
             times[name].append(clock(subject, ways[name])[1][1])
     loop = np.array(times["loop"])
@@ -237,6 +236,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.peak:
         return peak(options)
+    # while this process is small: a new one begins with the peak of the one that started it
+    memory = {} if options.no_memory else measure_memory(options)
     with tempfile.TemporaryDirectory() as folder:
         options.model = options.model or random_smollm2(Path(folder) / "model")
         subject = subjects.load(options.model, device=options.device, dtype="float32")
@@ -245,8 +246,8 @@ def main() -> None:
             "machine": {"cpu": platform.processor() or platform.machine()},
             "threads": options.threads,
             "layers": [measure_speed(subject, options, layer) for layer in options.layers],
-            "ways": measure_ways(subject, options, options.layers[-1]),
-            "peak_MiB": {} if options.no_memory else measure_memory(options),
+            "ways": measure_ways(subject, options.layers[-1], options.rounds),
+            "peak_MiB": memory,
         }
     print("\n" + table(result))
     if options.out:

@@ -113,7 +113,7 @@ def _normal(out: Tensor, seeds: Sequence[tuple[int, ...]]) -> None:
         generator = torch.Generator(out.device).manual_seed(int(bits[0]))
         out[i].normal_(generator=generator)
 
-    # one thread draws at a time inside torch, and drawing is a tenth of a backward pass
+    # torch draws in one thread, and drawing costs up to a third of a backward pass
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fill, range(len(out))))
 
