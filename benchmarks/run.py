@@ -47,6 +47,9 @@ SECTIONS = {
     ),
 }
 
+# benchmarks of a real model, given by --model
+WITH_MODEL = ("harvest", "probes")
+
 HEAD = """# Performance
 
 What `make bench` measured, on the machine described here. Ratios are medians over rounds taken
@@ -90,13 +93,13 @@ def measure(name: str, options: list[str], out: Path) -> str:
 def main() -> None:
     """Run the benchmarks asked for and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a Hugging Face directory for the harvest benchmark")
+    parser.add_argument("--model", help="a Hugging Face directory for harvest and probes")
     parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     page = [HEAD, machine()]
     for name, (title, text) in SECTIONS.items():
-        extra = ["--model", options.model] if name == "harvest" and options.model else []
+        extra = ["--model", options.model] if name in WITH_MODEL and options.model else []
         page.append(f"## {title}\n\n{text}\n\n{measure(name, extra, options.out)}")
     (ROOT / "docs/performance.md").write_text("\n".join(page))
 
