@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import pipeline
 from pipeline import STUDY, snakemake
@@ -190,3 +192,21 @@ def test_inspect_tells_what_an_artifact_is(finished_once, path, said):
     assert done.returncode == 0, done.stdout
     assert all(text.lower() in done.stdout.lower() for text in said), done.stdout
     assert json.loads((finished_once / "results/tiny/subject.json").read_text())["facts"]
+
+
+def test_every_objective_trains_and_shares_what_it_can(damaged):
+    """The objectives of nats, beside the mse SAEs there are: only what they need is made."""
+    cells = {"layers": {"tiny": [1]}, "k": [2], "objectives": ["mse", "behavioral", "e2e"]}
+    pipeline.write(damaged, {**STUDY, "grid": {**STUDY["grid"], **cells}})
+    made = snakemake(damaged, "saes").stdout
+    assert set(re.findall(r"^Job \d+: (.*)$", made, re.M)) == {
+        "probes tiny layer 01, train",
+        *(f"train SAE tiny layer 01 x4 k=2 tokens=1024 {o} seed=0" for o in ("behavioral", "e2e")),
+    }
+    weights = {
+        objective: load_file(damaged / SAE.replace("mse", objective) / "sae_weights.safetensors")
+        for objective in cells["objectives"]
+    }
+    decoders = [w["W_dec"] for w in weights.values()]
+    assert all(torch.isfinite(decoder).all() for decoder in decoders)
+    assert len({decoder.sum().item() for decoder in decoders}) == 3
