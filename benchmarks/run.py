@@ -50,6 +50,8 @@ SECTIONS = {
 # benchmarks of a real model, given by --model
 WITH_MODEL = ("harvest", "probes")
 
+REMARKS = "## Reading these numbers\n"
+
 HEAD = """# Performance
 
 What `make bench` measured, on the machine described here. Ratios are medians over rounds taken
@@ -101,7 +103,10 @@ def main() -> None:
     for name, (title, text) in SECTIONS.items():
         extra = ["--model", options.model] if name in WITH_MODEL and options.model else []
         page.append(f"## {title}\n\n{text}\n\n{measure(name, extra, options.out)}")
-    (ROOT / "docs/performance.md").write_text("\n".join(page))
+    target = ROOT / "docs/performance.md"
+    # what people wrote about the numbers stays, for them to bring up to date
+    _, heading, remarks = target.read_text().partition(REMARKS)
+    target.write_text("\n".join([*page, heading + remarks]))
 
 
 if __name__ == "__main__":
