@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from streamgauge import cli, config, contents, manifest, provenance, scores, stores, verify
+from streamgauge import cli, config, contents, inspect, manifest, provenance, scores, stores, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = {"subject": "smollm2-135m", "corpus": "python-docs"}
@@ -98,7 +98,9 @@ def made(tmp_path_factory):
     (sae / "cfg.json").write_text('{"architecture": "topk", "k": 8, "d_in": 8, "metadata": {}}')
     save_file({"W_enc": torch.eye(8), "b_dec": torch.zeros(8)}, sae / "sae_weights.safetensors")
     steps = np.arange(1, 30)
-    history = pd.DataFrame({"step": steps, "tokens": steps * 1024, "fvu": 1 / steps})
+    history = pd.DataFrame(
+        {"step": steps, "tokens": steps * 1024, "fvu": 1 / steps, "loss": 9 / steps}
+    )
     history.to_csv(sae / "training.csv", index=False)
     files = [sae / name for name in ("cfg.json", "sae_weights.safetensors", "training.csv")]
     write_manifest(
@@ -421,6 +423,10 @@ def test_inspect_a_folder_with_damage(project, run):
     states = {line.split()[-1]: line.split()[0] for line in out.splitlines()[2:]}
     assert states[f"{STORE}.json".removeprefix("results/")] == "DAMAGED"
     assert states[f"{SAE_FOLDER}/scores.json".removeprefix("results/")] == "STALE"
+
+
+def test_inspect_has_words_for_every_stage():
+    assert inspect._WHAT.keys() == provenance.STAGES.keys()
 
 
 def test_inspect_works_without_a_usable_config(project, run):

@@ -173,6 +173,14 @@ def test_verify_names_what_is_wrong_and_what_to_do(damaged, name):
     assert artifact in done.stdout and "snakemake" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["leaderboard", "attention"])
+def test_study_tables_have_pictures(finished_once, tmp_path, name):
+    path = f"results/studies/tiny/{name}.csv"
+    done = streamgauge(finished_once, "inspect", path, "--plot", str(tmp_path / "picture.svg"))
+    assert done.returncode == 0, done.stdout
+    assert "<svg" in (tmp_path / "picture.svg").read_text()
+
+
 @pytest.mark.parametrize(
     ("path", "said"),
     [
@@ -182,9 +190,11 @@ def test_verify_names_what_is_wrong_and_what_to_do(damaged, name):
             "results/tiny/prose/L01/activations-train.zarr",
             ["d_model", "float16", "hook_resid_post"],
         ),
+        ("results/tiny/prose/L01/probes-eval.zarr", ["probe 8", "bfloat16", "nats"]),
         (f"{SAE}/sae.json", ["k", "128"]),
         (f"{SAE}/scores.json", ["untrained", "R²"]),
         ("results/studies/tiny/grid.csv", ["rows", "codec"]),
+        ("results/studies/tiny/leaderboard.csv", ["spearman", "joint_quad_nats"]),
     ],
 )
 def test_inspect_tells_what_an_artifact_is(finished_once, path, said):

@@ -170,11 +170,20 @@ ROWS = {
     "a comment in a library module": (append(library("metrics"), "\n# a thought\n"), set()),
     "a line of code in metrics": (
         append(library("metrics"), LINE),
-        saes(["evaluate", "score"]) | baselines() | BELOW_SCORES,
+        saes(["evaluate", "sensitivity", "attention", "score"])
+        | baselines()
+        | calibrations()
+        | BELOW_SCORES
+        | CALIBRATION
+        | ATTENTION,
     ),
     "a line of code in harvest": (
         append(library("harvest"), LINE),
-        harvests() | baselines() | saes() | BELOW_SAES,
+        harvests() | baselines() | calibrations() | saes() | BELOW_SAES,
+    ),
+    "a line of code in row_metric": (
+        append(library("row_metric"), LINE),
+        saes(["sensitivity", "score"]) | BELOW_SCORES | CALIBRATION,
     ),
     "a line of code in figures": (append(library("figures"), LINE), FIGURES),
     "a touched store": (touch_store, set()),

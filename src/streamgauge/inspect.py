@@ -18,15 +18,29 @@ _WHAT = {
     "tokens": "token rows of one split of a corpus",
     "spectra": "eigen-spectra of the residual stream at every layer",
     "harvest": "activations of one layer over one split",
+    "gradients": "gradients of the summed loss at one layer over one split",
+    "probes": "output-Fisher probes of one layer over one split",
+    "calibration": "predicted and measured cost of synthetic errors at one layer",
     "baseline": "losses and errors of the zero and mean ablations, per sequence",
     "train_sae": "TopK sparse autoencoder in SAELens layout",
+    "train_behavioral": "TopK sparse autoencoder trained in nats, in SAELens layout",
+    "train_e2e": "TopK sparse autoencoder trained end to end, in SAELens layout",
     "evaluate": "losses and errors of one SAE and its untrained control, per sequence",
+    "sensitivity": "what the errors of one SAE and its controls cost, per sequence",
+    "attention": "attention rows after patching one SAE and its controls, per sequence",
     "score": "scores of one SAE beside its controls, with intervals",
     "grid": "score table of a study",
+    "leaderboard": "which proxies order the SAEs of a study as behaviour does",
+    "calibration_table": "predicted against measured KL of a study",
+    "attention_table": "attention after patching of every SAE of a study, by head",
     "figure_proxy_gap": "figure: R² against CE recovered over k",
     "figure_rate_distortion": "figure: both distortions against the rate",
     "figure_pr_canyon": "figure: participation ratio by layer",
     "figure_loss_curves": "figure: training loss",
+    "figure_calibration": "figure: predicted against measured KL",
+    "figure_objectives": "figure: the training objectives side by side",
+    "figure_leaderboard": "figure: rank correlation of every proxy with behaviour",
+    "figure_attention": "figure: attention after patching, layer by head",
 }
 
 
@@ -192,7 +206,7 @@ def picture(path: str | Path):
     """
     import pandas as pd
 
-    from streamgauge import figures
+    from streamgauge import figures, sensitivity_figures
 
     path = Path(path)
     own = verify.owner(path)
@@ -204,6 +218,10 @@ def picture(path: str | Path):
         return figures.proxy_gap(pd.read_csv(path), str(path))
     if path.name == "spectra.csv":
         return figures.pr_canyon(pd.read_csv(path), str(path))
+    if path.name == "leaderboard.csv":
+        return sensitivity_figures.leaderboard(pd.read_csv(path), str(path))
+    if path.name == "attention.csv":
+        return sensitivity_figures.attention(pd.read_csv(path), str(path))
     if path.name == "training.csv" and own is not None and own.exists():
         return figures.loss_curves(figures.read_histories([path], [own]), path.parent.name)
     if path.suffix in (".csv", ".parquet"):
