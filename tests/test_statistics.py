@@ -10,11 +10,11 @@ from streamgauge.errors import StreamgaugeError
 from streamgauge.statistics import (
     bootstrap,
     clustered_counts,
-    pearson,
     percentile_interval,
     ranks,
     resample_counts,
     shuffles,
+    standardised,
 )
 
 RNG = np.random.default_rng(0)
@@ -87,6 +87,11 @@ def test_bad_arguments_are_errors():
         resample_counts(0)
     with pytest.raises(StreamgaugeError, match="confidence"):
         bootstrap(TABLE, ratio, resamples=10, confidence=95)
+
+
+def pearson(x, y, counts=None):
+    """What `standardised` is for: of `ranks` it is Spearman's correlation."""
+    return (standardised(x, counts) * standardised(y, counts)).sum(-1)
 
 
 # few distinct values, so that there are ties, each with how often it occurs

@@ -6,7 +6,6 @@ patched one, causal entries only, the first query skipped (it can only look at i
 nats; JS ≤ ln 2. Heads at or below the patched layer see the clean run, so theirs is exactly 0.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from streamgauge import hooks, metrics, statistics
 from streamgauge.errors import StreamgaugeError
-from streamgauge.evaluate import TOKENS_AT_ONCE, Codec
+from streamgauge.evaluate import TOKENS_AT_ONCE, Codec, write_whole
 from streamgauge.progress import Progress
 
 DIVERGENCES = ("kl", "js")
@@ -111,7 +110,7 @@ def measure(
                 sums = _sums(subject, ids, layer, codecs, start)
                 parts.append(_rows(sums, layer, list(codecs), start, length - 1))
                 if path:
-                    _write(parts[-1], path)
+                    write_whole(parts[-1], path)
             progress.update((stop - start) * length)
     progress.close()
     return pd.concat(parts, ignore_index=True)
@@ -253,16 +252,6 @@ def _rows(sums, layer, names, start, n_rows) -> pd.DataFrame:
     made = pd.concat(frames).sort_values(["sequence", "codec", "layer", "head"], ignore_index=True)
     made = made.astype(dict.fromkeys(["sequence", "layer", "head", "n_rows"], np.int32))
     return made.assign(codec=pd.Categorical.from_codes(made.codec, names))
-
-
-def _write(rows: pd.DataFrame, path: Path) -> None:
-    """Write atomically: after a kill or a power failure a file is whole or absent."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        rows.to_parquet(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ they shrink; `points` and `table` put the errors of real SAEs beside them. KL is
 """
 
 import itertools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -95,9 +94,8 @@ def measure(
         else:
             ids = subject.ids(torch.as_tensor(np.asarray(tokens[start:stop], np.int64)))
             parts.append(_batch(subject, ids, layer, start, threshold, probes, scales, seed))
-            if path:  # whole or absent, also after a kill
-                parts[-1].to_parquet(path.with_suffix(".tmp"), index=False)
-                os.replace(path.with_suffix(".tmp"), path)
+            if path:
+                evaluate.write_whole(parts[-1], path)
         progress.update((stop - start) * length)
     progress.close()
     table = pd.concat(parts).astype({"token_set": str})

@@ -106,8 +106,8 @@ def evaluate(
             clean = _Batch(subject, ids, layer, batch[0], mean, sink_threshold, progress)
             tables = clean.tables(codecs)
             if scratch:  # the rows last: they say that the batch is finished
-                _write(tables[1], _path(scratch, "latents", batch))
-                _write(tables[0], _path(scratch, "rows", batch))
+                write_whole(tables[1], _path(scratch, "latents", batch))
+                write_whole(tables[0], _path(scratch, "rows", batch))
         if scratch:
             tables = [pd.read_parquet(_path(scratch, kind, batch)) for kind in ("rows", "latents")]
         rows.append(tables[0])
@@ -124,8 +124,8 @@ def _path(scratch: Path, kind: str, batch: tuple[int, int]) -> Path:
     return scratch / f"{kind}-{batch[0]:08d}-{batch[1]:08d}.parquet"
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
-    """Write atomically: after a kill or a power failure a file is whole or absent."""
+def write_whole(table: pd.DataFrame, path: Path) -> None:
+    """Write a Parquet file that after a kill or a power failure is whole or absent."""
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
         table.to_parquet(file, index=False)

@@ -163,7 +163,7 @@ def ranks(x, counts=None) -> np.ndarray:
 def standardised(x, counts=None) -> np.ndarray:
     """Deviations from the mean along the last axis, of unit length.
 
-    The sum of products of two of them is Pearson's correlation; of `ranks` it is Spearman's.
+    The sum of products of two of them is Pearson's correlation, of standardised `ranks` Spearman's.
 
     Args:
         x: finite values, shape ``(..., n)``.
@@ -181,16 +181,3 @@ def standardised(x, counts=None) -> np.ndarray:
     # a constant is left with nothing but the rounding of its mean
     size = np.sqrt((counts * x * x).sum(-1, keepdims=True))
     return d / np.where(length > ROUNDING * size, length, np.nan)
-
-
-def pearson(x, y, counts=None) -> np.ndarray:
-    """Pearson's correlation along the last axis; of `ranks` it is Spearman's.
-
-    Args:
-        x, y: finite values, broadcastable to ``(..., n)``.
-        counts: how often each pair occurs, broadcastable with them. Default: once each.
-
-    Returns:
-        Shape ``(...)``; NaN where x or y does not vary.
-    """
-    return np.clip((standardised(x, counts) * standardised(y, counts)).sum(-1), -1, 1)
