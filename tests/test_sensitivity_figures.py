@@ -300,5 +300,11 @@ def test_one_outlying_head_does_not_take_the_colours():
     drawn = FIGURES.attention(table)
     mesh = next(c for c in drawn.axes[0].collections if isinstance(c, QuadMesh))
     assert mesh.norm.vmax / mesh.norm.vmin == pytest.approx(1e3)
-    with pytest.raises(StreamgaugeError, match="nothing to draw"):
-        FIGURES.attention(table.assign(js_nats=0.0))
+
+
+def test_a_study_too_small_for_a_question_says_so():
+    """One SAE cannot be ranked, and nothing lies above the last layer: no reason to fail."""
+    one = FIGURES.leaderboard(leaderboard_table().assign(n=1, spearman=np.nan), "A title")
+    assert [text.get_text() for text in one.texts if "1 SAE" in text.get_text()]
+    last = FIGURES.attention(attention_table((1,)).assign(js_nats=0.0), "A title")
+    assert [text.get_text() for text in last.texts if "No attention" in text.get_text()]

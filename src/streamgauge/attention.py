@@ -215,7 +215,7 @@ def _sums(subject, ids, layer: int, codecs, start: int) -> dict[int, np.ndarray]
         raise StreamgaugeError(
             f"{type(model).__name__} exposes no attention weights",
             remedy="Attention-plan divergence needs an eager attention that returns its weights;"
-            " leave it out for this subject.",
+            " ask for the other targets, `snakemake saes proxy_gap`.",
         )
     return found
 

@@ -68,6 +68,14 @@ def figure(title: str, width: float, height: float) -> Figure:
     return made
 
 
+def words(title: str, text: str) -> Figure:
+    """A figure that says why there is nothing to see; a study may be too small for a question."""
+    with style():
+        made = figure(title, MIDDLE, 0.8)
+        made.text(0.5, 0.4, text, ha="center", va="center")
+    return made
+
+
 def legend(of: Figure, handles: list[Line2D], columns: int) -> None:
     """A legend below the axes, never over data; the figure grows by what it takes."""
     width, height = of.get_size_inches()

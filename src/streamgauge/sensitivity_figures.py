@@ -202,13 +202,15 @@ def leaderboard(table: pd.DataFrame, title: str = "") -> Figure:
         title: text above the figure.
 
     Raises:
-        StreamgaugeError: the table lacks a column or holds no correlation.
+        StreamgaugeError: the table lacks a column or is empty.
     """
     values = ["spearman", "spearman_low", "spearman_high", "null_low", "null_high"]
     by = ["target", "token_set", "how", "proxy", "n", "n_clusters"]
     drawing.require(table, [*by, *values], "leaderboard")
+    n_saes = int(table.n.max())
     table = table[table.spearman.notna()]
-    drawing.require(table, [], "leaderboard")
+    if table.empty:
+        return drawing.words(title, f"{n_saes} SAE(s): no proxy and behaviour vary together.")
     looks = {"pooled": (BLUE, "o", "pooled"), "within_k": (VERMILLION, "s", "within k")}
     sets = [name for name in TOKEN_SETS if (table.token_set == name).any()]
     orders = {name: _order(table[table.token_set == name]) for name in sets}
@@ -262,13 +264,14 @@ def attention(table: pd.DataFrame, title: str = "") -> Figure:
         title: text above the figure.
 
     Raises:
-        StreamgaugeError: the table lacks a column, or no divergence in it is above 0.
+        StreamgaugeError: the table lacks a column or is empty.
     """
     place = ["subject", "corpus", "hook_layer"]
     needed = [*place, *_SAE, "codec", "layer", "head", "js_nats"]
     drawing.require(table, needed, "attention table")
     above = table[(table.layer > table.hook_layer) & (table.js_nats > 0)]
-    drawing.require(above, [], "attention table")
+    if above.empty:
+        return drawing.words(title, "No attention above the patched layers differs.")
     rows = [(key, _shown(own)) for key, _, own in drawing.cells(above, place)]
     every = pd.concat([own for _, panels in rows for _, own in panels])
     # a head that ignores the patch must not take the colours from the others
