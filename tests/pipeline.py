@@ -1,5 +1,6 @@
 """A small study in a copy of the repository, run by the real Snakemake in a process of its own."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -42,6 +43,14 @@ STUDY = {
     "sae": {"batch_size": 64, "warmup_steps": 2, "pool_tokens": 512, "dead_tokens": 512},
     "statistics": {"resamples": 200},
 }
+
+
+def tree_digest(path: Path | str) -> str:
+    """One digest of every file below `path`, names and bytes."""
+    h = hashlib.sha256()
+    for f in sorted(p for p in Path(path).rglob("*") if p.is_file()):
+        h.update(str(f.relative_to(path)).encode() + b"\0" + f.read_bytes())
+    return h.hexdigest()
 
 
 def prose(path: Path, paragraphs: int = 400) -> Path:

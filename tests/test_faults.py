@@ -5,7 +5,6 @@ each of its outputs depends on the whole batch, so a batch cut differently would
 """
 
 import errno
-import hashlib
 import multiprocessing
 import os
 import resource
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import tree_digest
 from streamgauge import harvest, stores
 from streamgauge.errors import StreamgaugeError
 
@@ -65,13 +65,6 @@ def close(final):
     work = stores.scratch(final, "{}")
     harvest.finish(work, progress=False)
     stores.commit(work, final)
-
-
-def tree_digest(path):
-    h = hashlib.sha256()
-    for f in sorted(p for p in Path(path).rglob("*") if p.is_file()):
-        h.update(str(f.relative_to(path)).encode() + b"\0" + f.read_bytes())
-    return h.hexdigest()
 
 
 @pytest.fixture(scope="module")

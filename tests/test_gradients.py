@@ -1,13 +1,11 @@
 """Gradients equal autograd's and finite differences; what cannot be stored is refused by name."""
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 import models
+from pipeline import tree_digest
 from streamgauge import gradients, hooks, stores, subjects
 from streamgauge.errors import StreamgaugeError
 
@@ -18,13 +16,6 @@ MAKERS = {
     "gpt2": models.tiny_gpt2,
     "gemma2": models.tiny_gemma2,
 }
-
-
-def tree_digest(path):
-    h = hashlib.sha256()
-    for f in sorted(p for p in Path(path).rglob("*") if p.is_file()):
-        h.update(str(f.relative_to(path)).encode() + b"\0" + f.read_bytes())
-    return h.hexdigest()
 
 
 @pytest.fixture(scope="module", params=MAKERS)

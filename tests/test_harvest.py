@@ -1,27 +1,19 @@
 """Harvested activations are the model's own; summaries and spectra equal direct computation."""
 
-import hashlib
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import models
+from pipeline import tree_digest
 from streamgauge import depth_profile, harvest, stores, subjects
 from streamgauge.errors import StreamgaugeError
 
 N, T, LAYER = 300, 128, 1  # three shards of 128 sequences, the last one short
 SINK, HUGE, BROKEN = 7, 8, 9  # token ids whose embeddings the tests change
-
-
-def tree_digest(path):
-    h = hashlib.sha256()
-    for f in sorted(p for p in Path(path).rglob("*") if p.is_file()):
-        h.update(str(f.relative_to(path)).encode() + b"\0" + f.read_bytes())
-    return h.hexdigest()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Probes are unbiased for the pulled-back output Fisher, by dense Jacobians, KL and a peer."""
 
-import hashlib
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import models
+from pipeline import tree_digest
 from streamgauge import gradients, hooks, probes, stores, subjects
 from streamgauge.errors import StreamgaugeError
 
@@ -16,13 +15,6 @@ T, LAYER, D, VOCABULARY = 5, 1, 8, 24
 COPIES, COUNT = 150, 20
 MANY = COPIES * COUNT  # probes of a token; a quadratic form of them is q·chi²/MANY, ± 2.6 %
 FIVE_ERRORS = 5 * (2 / MANY) ** 0.5
-
-
-def tree_digest(path):
-    h = hashlib.sha256()
-    for f in sorted(p for p in Path(path).rglob("*") if p.is_file()):
-        h.update(str(f.relative_to(path)).encode() + b"\0" + f.read_bytes())
-    return h.hexdigest()
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,16 @@
 """Stores open with plain xarray, resume by shard, and say what is wrong with them."""
 
 import errno
-import hashlib
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline import tree_digest
 from streamgauge import stores
 from streamgauge.errors import StreamgaugeError
 
 N, T, D = 300, 128, 8  # three shards of 128 sequences, the last one short
-
-
-def tree_digest(path):
-    h = hashlib.sha256()
-    for f in sorted(p for p in Path(path).rglob("*") if p.is_file()):
-        h.update(str(f.relative_to(path)).encode() + b"\0" + f.read_bytes())
-    return h.hexdigest()
 
 
 def values(dtype="float16"):
