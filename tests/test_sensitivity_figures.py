@@ -12,7 +12,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from streamgauge import calibration, drawing, figures, proxy_gap, sensitivity_figures
+from streamgauge import calibration, drawing, figures, leaderboard, sensitivity_figures
 from streamgauge.errors import StreamgaugeError
 from test_figures import grid_table, lines
 
@@ -61,7 +61,7 @@ def objective_table(objectives=("mse", "behavioral", "e2e"), quad=True, **shape)
 
 @functools.cache
 def leaderboard_table():
-    return proxy_gap.leaderboard(objective_table(seeds=(0, 1)), resamples=50)
+    return leaderboard.leaderboard(objective_table(seeds=(0, 1)), resamples=50)
 
 
 def attention_table(hooked=(1, 3), objectives=("mse",), ks=(8, 32, 128), seeds=(0, 1), layers=6):

@@ -2,12 +2,12 @@
 
 import pandas as pd
 
-from streamgauge import manifest, provenance, proxy_gap
+from streamgauge import leaderboard, manifest, provenance
 from streamgauge.jobs import job
 
 with job(snakemake.log[0], snakemake.threads):
     spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
     grid = pd.read_csv(source.table)
-    table = proxy_gap.leaderboard(grid, **provenance.settings(spec, "statistics"))
+    table = leaderboard.leaderboard(grid, **provenance.settings(spec, "statistics"))
     table.to_csv(out.table, index=False)
     manifest.write(out.manifest, spec, [out.table], [source.grid])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from streamgauge import proxy_gap
+from streamgauge import leaderboard
 from streamgauge.errors import StreamgaugeError
 from streamgauge.statistics import clustered_counts, resample_counts
 
@@ -33,7 +33,7 @@ def planted(subjects=("a", "b"), ks=(8, 16, 32), seeds=5):
 
 
 GRID = planted()
-BOARD = proxy_gap.leaderboard(GRID, **SETTINGS)
+BOARD = leaderboard.leaderboard(GRID, **SETTINGS)
 
 
 def entry(proxy, target="ce_rec_mean_of_ratios", token_set="all", how="pooled", board=BOARD):
@@ -52,7 +52,7 @@ def columns(x, y, how, token_set="all"):
 
 
 def test_the_table_is_complete():
-    assert len(BOARD) == 2 * 2 * 2 * len(proxy_gap.PROXIES)
+    assert len(BOARD) == 2 * 2 * 2 * len(leaderboard.PROXIES)
     assert list(BOARD.columns) == [
         *("target", "token_set", "how", "proxy", "n", "n_clusters"),
         *("pearson", "pearson_low", "pearson_high", "spearman", "spearman_low", "spearman_high"),
@@ -62,7 +62,7 @@ def test_the_table_is_complete():
     assert set(BOARD.n_clusters[BOARD.spearman.notna()]) == {6}
 
 
-@pytest.mark.parametrize("how", proxy_gap.HOWS)
+@pytest.mark.parametrize("how", leaderboard.HOWS)
 @pytest.mark.parametrize("token_set", ["all", "no_sink"])
 def test_correlations_are_scipys(how, token_set):
     turned = {
@@ -87,7 +87,7 @@ def test_correlations_are_scipys(how, token_set):
             assert row.spearman == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("how", proxy_gap.HOWS)
+@pytest.mark.parametrize("how", leaderboard.HOWS)
 def test_a_proxy_that_is_the_target_comes_first_and_noise_lies_in_its_null(how):
     for proxy in ("swd", "gradient_dot", "nmse"):
         row = entry(proxy, how=how)
@@ -111,7 +111,7 @@ def test_demeaning_takes_away_what_k_alone_explains():
     assert 0.2 < entry("r2", how="within_k").spearman < entry("r2").spearman < 1
 
 
-@pytest.mark.parametrize("how", proxy_gap.HOWS)
+@pytest.mark.parametrize("how", leaderboard.HOWS)
 def test_intervals_are_those_of_resampled_clusters(how):
     made = columns(lambda t: t.r2, lambda t: t.ce_rec_mean_of_ratios, "pooled")
     clusters = [part for _, part in made.groupby(["subject", "k"], sort=False)]
@@ -137,7 +137,7 @@ def test_missing_constant_and_partly_missing_proxies():
     some = GRID.copy()
     lost = some.index[(some.codec == "sae") & (some.token_set == "all")][:7]
     some.loc[lost, "cosine"] = np.nan
-    board = proxy_gap.leaderboard(some, **SETTINGS)
+    board = leaderboard.leaderboard(some, **SETTINGS)
     row = entry("cosine", board=board)
     kept = columns(lambda t: t.cosine, lambda t: t.ce_rec_mean_of_ratios, "pooled").drop(lost)
     assert row.n == 23 and row.spearman == pytest.approx(scipy.stats.spearmanr(kept.x, kept.y)[0])
@@ -148,13 +148,13 @@ def test_missing_constant_and_partly_missing_proxies():
 
 
 def test_too_little_for_an_interval():
-    two = proxy_gap.leaderboard(planted(["a"], [8, 16], 1), **SETTINGS)
+    two = leaderboard.leaderboard(planted(["a"], [8, 16], 1), **SETTINGS)
     row = entry("swd", board=two)
     assert (row.n, row.n_clusters, row.spearman) == (2, 2, pytest.approx(1))
     assert np.isnan([row.spearman_low, row.pearson_high]).all() and row.p_value > 0.3
-    one = entry("swd", board=proxy_gap.leaderboard(planted(["a"], [8], 6), **SETTINGS))
+    one = entry("swd", board=leaderboard.leaderboard(planted(["a"], [8], 6), **SETTINGS))
     assert (one.n, one.n_clusters) == (6, 1) and np.isnan(one.spearman_low)
-    alone = entry("swd", board=proxy_gap.leaderboard(planted(["a"], [8], 1), **SETTINGS))
+    alone = entry("swd", board=leaderboard.leaderboard(planted(["a"], [8], 1), **SETTINGS))
     assert alone.n == 1 and np.isnan(alone.spearman)
 
 
@@ -163,17 +163,17 @@ def test_resamples_without_a_correlation_are_left_out():
     grid = planted(["a"], [8, 16, 32, 64], 1)
     counts = clustered_counts([8, 16, 32, 64], SETTINGS["resamples"], SETTINGS["seed"])
     assert (counts.max(1) == 4).any()
-    row = entry("r2", board=proxy_gap.leaderboard(grid, **SETTINGS))
+    row = entry("r2", board=leaderboard.leaderboard(grid, **SETTINGS))
     assert row.spearman_low <= row.spearman <= row.spearman_high
     # demeaned within k nothing is left of them
-    row = entry("r2", how="within_k", board=proxy_gap.leaderboard(grid, **SETTINGS))
+    row = entry("r2", how="within_k", board=leaderboard.leaderboard(grid, **SETTINGS))
     assert np.isnan(row.spearman) and row.n == 4
 
 
 def test_the_order_of_rows_does_not_change_values_and_numbers_repeat():
-    again = proxy_gap.leaderboard(GRID, **SETTINGS)
+    again = leaderboard.leaderboard(GRID, **SETTINGS)
     pd.testing.assert_frame_equal(again, BOARD, check_exact=True)
-    shuffled = proxy_gap.leaderboard(GRID.sample(frac=1, random_state=0), **SETTINGS)
+    shuffled = leaderboard.leaderboard(GRID.sample(frac=1, random_state=0), **SETTINGS)
     for row in shuffled.itertuples():
         same = entry(row.proxy, row.target, row.token_set, row.how)
         assert row.spearman == pytest.approx(same.spearman, nan_ok=True)
@@ -181,6 +181,6 @@ def test_the_order_of_rows_does_not_change_values_and_numbers_repeat():
 
 def test_a_table_that_cannot_be_ranked_is_an_error():
     with pytest.raises(StreamgaugeError, match="no column 'kl_nats'"):
-        proxy_gap.leaderboard(GRID.drop(columns="kl_nats"), **SETTINGS)
+        leaderboard.leaderboard(GRID.drop(columns="kl_nats"), **SETTINGS)
     with pytest.raises(StreamgaugeError, match="no SAE"):
-        proxy_gap.leaderboard(GRID[GRID.codec == "untrained"], **SETTINGS)
+        leaderboard.leaderboard(GRID[GRID.codec == "untrained"], **SETTINGS)
