@@ -10,21 +10,29 @@ include: "rules/subjects.smk"
 include: "rules/harvest.smk"
 include: "rules/saes.smk"
 include: "rules/sensitivity.smk"
+include: "rules/imports.smk"
+include: "rules/comparisons.smk"
 include: "rules/figures.smk"
 
 # What to ask for: plain `snakemake`, or one of these by name.
-localrules: all, spectra, saes, proxy_gap, sensitivities, figures, verify
+localrules: all, spectra, saes, proxy_gap, sensitivities, verdict, verdict_calibration, audits
+localrules: figures, verify
 
 TABLES = f"{STUDY}/{{name}}.{{suffix}}"
 TABLE = expand(TABLES, name="grid", suffix=["json", "csv"])
+COMPARED = expand(TABLES, name=["deltas", "budgets", "correlations", "kstar"], suffix="csv")
+GAP = TABLE + COMPARED + expand(TABLES, name=["comparisons", "published"], suffix="json")
+PROFILES = expand(TABLES, name=["depth_profile", "critics"], suffix=["json", "csv"])
 COSTS = expand(TABLES, name=["leaderboard", "calibration", "attention"], suffix=["json", "csv"])
+VERDICTS = expand(TABLES, name="verdicts", suffix=["json", "html"])
+AUDITS = imports(f"{SAE}/audit.json") + imports(f"{SAE}/audit.md")
 FIGURES = f"{STUDY}/figures/{{name}}.{{suffix}}"
 SUFFIXES = ["json", "svg", "png"]
 
 
 rule all:
     default_target: True
-    input: TABLE, COSTS, expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES)
+    input: GAP, PROFILES, COSTS, VERDICTS, AUDITS, expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES)
 
 
 rule spectra:
@@ -36,11 +44,31 @@ rule saes:
 
 
 rule proxy_gap:
-    input: TABLE, expand(FIGURES, name=["proxy_gap", "rate_distortion"], suffix=SUFFIXES)
+    input:
+        GAP,
+        expand(
+            FIGURES,
+            name=["proxy_gap", "rate_distortion", "deltas", "budgets", "kstar"],
+            suffix=SUFFIXES,
+        ),
 
 
 rule sensitivities:
     input: COSTS, expand(FIGURES, name=["calibration", "leaderboard", "attention"], suffix=SUFFIXES)
+
+
+rule verdict:
+    input: VERDICTS
+
+
+rule verdict_calibration:
+    input:
+        f"{STUDY}/verdict_calibration.csv",
+        expand(FIGURES, name="verdict_calibration", suffix=SUFFIXES),
+
+
+rule audits:
+    input: AUDITS
 
 
 rule figures:

@@ -1,5 +1,6 @@
 # The validated config, the paths of artifacts, and the one parameter every rule has.
 import os
+import re
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -26,22 +27,23 @@ wildcard_constraints:
     study=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     ell=r"\d\d+",
     split="train|eval",
-    expansion=r"\d+",
-    k=r"\d+",
-    tokens=r"\d+",
-    objective="mse|behavioral|e2e",
-    seed=r"\d+",
+    sae=r"[A-Za-z0-9][A-Za-z0-9._-]*",
 
 CORPUS = "results/{subject}/{corpus}"
 LAYER = f"{CORPUS}/L{{ell}}"
-SAE = f"{LAYER}/sae/topk-x{{expansion}}-k{{k}}-t{{tokens}}-{{objective}}-seed{{seed}}"
-FIGURE_NAMES = list(config["figures"])
+SAE = f"{LAYER}/sae/{{sae}}"
+# the folder of an SAE that a study trains says how; one objective, one rule
+TRAINED = "topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}"
+# how often verdicts err does not depend on the study: made when asked for
+FIGURE_NAMES = [name for name in config["figures"] if name != "verdict_calibration"]
 STUDY = f"results/studies/{config['study']}"
 
 # two jobs side by side on this machine; a cluster job has its own cores
 THREADS = max(1, workflow.cores // 2) if workflow.cores else 8
 # on CPU `gpu` stays 0, so that a profile's limit of one GPU holds nothing back
-COMPUTE = {"gpu": int(config["device"] == "cuda"), "device": config["device"]}
+ASKED = {name: value for name, value in config["resources"].items() if value is not None}
+COMPUTE = {"gpu": int(config["device"] == "cuda"), "device": config["device"], **ASKED}
+SCRATCH = [name for name, block in config["subjects"].items() if block["source"] == "scratch"]
 
 
 def spec(stage):
@@ -49,9 +51,27 @@ def spec(stage):
     return lambda wildcards: provenance.spec(workflow.basedir, config, stage, wildcards)
 
 
+def one_of(names):
+    """A constraint that lets a wildcard be one of `names` and nothing else."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def trained(objective):
+    """A constraint that lets `{sae}` be an SAE trained for `objective`."""
+    return TRAINED.format(expansion=r"\d+", k=r"\d+", tokens=r"\d+", objective=objective, seed=r"\d+")
+
+
 def grid(pattern):
     """`pattern` filled in for every cell of the study's grid."""
     cells = config["grid"]
+    saes = [
+        TRAINED.format(expansion=expansion, k=k, tokens=tokens, objective=objective, seed=seed)
+        for expansion in cells["expansion"]
+        for k in cells["k"]
+        for tokens in cells["tokens"]
+        for objective in cells["objectives"]
+        for seed in cells["seeds_at"].get(str(tokens), cells["seeds"])
+    ]
     return [
         path
         for subject in cells["subjects"]
@@ -60,11 +80,22 @@ def grid(pattern):
             subject=subject,
             corpus=cells["corpora"],
             ell=[f"{layer:02d}" for layer in cells["layers"][subject]],
-            expansion=cells["expansion"],
-            k=cells["k"],
-            tokens=cells["tokens"],
-            objective=cells["objectives"],
-            seed=cells["seeds"],
+            sae=saes,
+        )
+    ]
+
+
+def imports(pattern):
+    """`pattern` filled in for every SAE somebody else trained."""
+    return [
+        path
+        for name, block in config["imports"].items()
+        for path in expand(
+            pattern,
+            subject=block["subject"],
+            corpus=block["corpus"],
+            ell=f"{block['layer']:02d}",
+            sae=name,
         )
     ]
 
@@ -80,7 +111,7 @@ def corpora(pattern):
 
 
 def own_files(section, name, wildcards):
-    """The user's own files behind a subject or corpus: editing one makes the artifact anew."""
+    """The user's own files behind a block of `section`: editing one makes the artifact anew."""
     return provenance.own_files(config[section][wildcards[name]])
 
 

@@ -97,3 +97,75 @@ rule figure_attention:
     benchmark: "logs/studies/{study}/figure_attention.tsv"
     params: spec=spec("figure_attention")
     script: "../workflow/scripts/figure_attention.py"
+
+
+rule figure_deltas:
+    message: "figure deltas"
+    input:
+        comparisons="results/studies/{study}/comparisons.json",
+        table=ancient("results/studies/{study}/deltas.csv"),
+    output: **figure("deltas", "Proxy gap")
+    log: "logs/studies/{study}/figure_deltas.log"
+    benchmark: "logs/studies/{study}/figure_deltas.tsv"
+    params: spec=spec("figure_deltas")
+    script: "../workflow/scripts/figure_deltas.py"
+
+
+rule figure_budgets:
+    message: "figure budgets"
+    input:
+        comparisons="results/studies/{study}/comparisons.json",
+        table=ancient("results/studies/{study}/budgets.csv"),
+    output: **figure("budgets", "Proxy gap")
+    log: "logs/studies/{study}/figure_budgets.log"
+    benchmark: "logs/studies/{study}/figure_budgets.tsv"
+    params: spec=spec("figure_budgets")
+    script: "../workflow/scripts/figure_budgets.py"
+
+
+rule figure_kstar:
+    message: "figure kstar"
+    input:
+        comparisons="results/studies/{study}/comparisons.json",
+        table=ancient("results/studies/{study}/kstar.csv"),
+    output: **figure("kstar", "Proxy gap")
+    log: "logs/studies/{study}/figure_kstar.log"
+    benchmark: "logs/studies/{study}/figure_kstar.tsv"
+    params: spec=spec("figure_kstar")
+    script: "../workflow/scripts/figure_kstar.py"
+
+
+rule figure_depth_profile:
+    message: "figure depth_profile"
+    input:
+        depth_profile="results/studies/{study}/depth_profile.json",
+        table=ancient("results/studies/{study}/depth_profile.csv"),
+    output: **figure("depth_profile", "Spectra")
+    log: "logs/studies/{study}/figure_depth_profile.log"
+    benchmark: "logs/studies/{study}/figure_depth_profile.tsv"
+    params: spec=spec("figure_depth_profile")
+    script: "../workflow/scripts/figure_depth_profile.py"
+
+
+rule figure_critics:
+    message: "figure critics"
+    input:
+        critics="results/studies/{study}/critics.json",
+        table=ancient("results/studies/{study}/critics.csv"),
+    output: **figure("critics", "Spectra")
+    log: "logs/studies/{study}/figure_critics.log"
+    benchmark: "logs/studies/{study}/figure_critics.tsv"
+    params: spec=spec("figure_critics")
+    script: "../workflow/scripts/figure_critics.py"
+
+
+rule figure_verdict_calibration:
+    message: "figure verdict_calibration"
+    input:
+        verdict_calibration="results/studies/{study}/verdict_calibration.json",
+        table=ancient("results/studies/{study}/verdict_calibration.csv"),
+    output: **figure("verdict_calibration", "Verdicts")
+    log: "logs/studies/{study}/figure_verdict_calibration.log"
+    benchmark: "logs/studies/{study}/figure_verdict_calibration.tsv"
+    params: spec=spec("figure_verdict_calibration")
+    script: "../workflow/scripts/figure_verdict_calibration.py"

@@ -2,7 +2,7 @@
 
 
 rule train_sae:
-    message: "train SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
+    message: "train SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
         activations=f"{LAYER}/activations-train.json",
         store=ancient(f"{LAYER}/activations-train.zarr"),
@@ -11,9 +11,9 @@ rule train_sae:
         cfg=f"{SAE}/cfg.json",
         weights=f"{SAE}/sae_weights.safetensors",
         history=f"{SAE}/training.csv",
-    wildcard_constraints: objective="mse"
-    log: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    wildcard_constraints: sae=trained("mse")
+    log: "logs/{subject}/{corpus}/L{ell}/train-{sae}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/train-{sae}.tsv"
     params: spec=spec("train_sae")
     threads: THREADS
     resources: **COMPUTE
@@ -21,7 +21,7 @@ rule train_sae:
 
 
 rule train_behavioral:
-    message: "train SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
+    message: "train SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
         activations=f"{LAYER}/activations-train.json",
         store=ancient(f"{LAYER}/activations-train.zarr"),
@@ -32,9 +32,9 @@ rule train_behavioral:
         cfg=f"{SAE}/cfg.json",
         weights=f"{SAE}/sae_weights.safetensors",
         history=f"{SAE}/training.csv",
-    wildcard_constraints: objective="behavioral"
-    log: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    wildcard_constraints: sae=trained("behavioral")
+    log: "logs/{subject}/{corpus}/L{ell}/train-{sae}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/train-{sae}.tsv"
     params: spec=spec("train_behavioral")
     threads: THREADS
     resources: **COMPUTE
@@ -42,7 +42,7 @@ rule train_behavioral:
 
 
 rule train_e2e:
-    message: "train SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
+    message: "train SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
         activations=f"{LAYER}/activations-train.json",
         store=ancient(f"{LAYER}/activations-train.zarr"),
@@ -55,9 +55,9 @@ rule train_e2e:
         cfg=f"{SAE}/cfg.json",
         weights=f"{SAE}/sae_weights.safetensors",
         history=f"{SAE}/training.csv",
-    wildcard_constraints: objective="e2e"
-    log: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/train-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    wildcard_constraints: sae=trained("e2e")
+    log: "logs/{subject}/{corpus}/L{ell}/train-{sae}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/train-{sae}.tsv"
     params: spec=spec("train_e2e")
     threads: THREADS
     resources: **COMPUTE
@@ -85,7 +85,7 @@ rule baseline:
 
 
 rule evaluate:
-    message: "evaluate SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
+    message: "evaluate SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
         subject="results/{subject}/subject.json",
         model=ancient("results/{subject}/model"),
@@ -100,8 +100,8 @@ rule evaluate:
         manifest=f"{SAE}/per_sequence.json",
         table=f"{SAE}/per_sequence.parquet",
         latents=f"{SAE}/latents.parquet",
-    log: "logs/{subject}/{corpus}/L{ell}/evaluate-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/evaluate-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    log: "logs/{subject}/{corpus}/L{ell}/evaluate-{sae}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/evaluate-{sae}.tsv"
     params: spec=spec("evaluate")
     threads: THREADS
     resources: **COMPUTE
@@ -109,7 +109,7 @@ rule evaluate:
 
 
 rule score:
-    message: "score SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
+    message: "score SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
         sae=f"{SAE}/sae.json",
         per_sequence=f"{SAE}/per_sequence.json",
@@ -120,8 +120,8 @@ rule score:
         sensitivity=f"{SAE}/sensitivity.json",
         sensitivity_table=ancient(f"{SAE}/sensitivity.parquet"),
     output: f"{SAE}/scores.json"
-    log: "logs/{subject}/{corpus}/L{ell}/score-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/score-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    log: "logs/{subject}/{corpus}/L{ell}/score-{sae}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/score-{sae}.tsv"
     params: spec=spec("score")
     script: "../workflow/scripts/score.py"
 

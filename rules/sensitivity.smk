@@ -61,7 +61,7 @@ rule calibration:
 
 
 rule sensitivity:
-    message: "sensitivity SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
+    message: "sensitivity SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
         activations=f"{LAYER}/activations-eval.json",
         store=ancient(f"{LAYER}/activations-eval.zarr"),
@@ -75,8 +75,8 @@ rule sensitivity:
     output:
         manifest=f"{SAE}/sensitivity.json",
         table=f"{SAE}/sensitivity.parquet",
-    log: "logs/{subject}/{corpus}/L{ell}/sensitivity-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/sensitivity-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    log: "logs/{subject}/{corpus}/L{ell}/sensitivity-{sae}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/sensitivity-{sae}.tsv"
     params: spec=spec("sensitivity")
     threads: THREADS
     resources: **COMPUTE
@@ -84,7 +84,7 @@ rule sensitivity:
 
 
 rule attention:
-    message: "attention SAE {wildcards.subject} layer {wildcards.ell} x{wildcards.expansion} k={wildcards.k} tokens={wildcards.tokens} {wildcards.objective} seed={wildcards.seed}"
+    message: "attention SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
         subject="results/{subject}/subject.json",
         model=ancient("results/{subject}/model"),
@@ -98,8 +98,8 @@ rule attention:
     output:
         manifest=f"{SAE}/attention.json",
         table=f"{SAE}/attention.parquet",
-    log: "logs/{subject}/{corpus}/L{ell}/attention-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/attention-topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}.tsv"
+    log: "logs/{subject}/{corpus}/L{ell}/attention-{sae}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/attention-{sae}.tsv"
     params: spec=spec("attention")
     threads: THREADS
     resources: **COMPUTE

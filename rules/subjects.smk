@@ -8,11 +8,28 @@ rule subject:
     output:
         manifest="results/{subject}/subject.json",
         model=directory("results/{subject}/model"),
+    wildcard_constraints: subject=one_of(set(config["subjects"]) - set(SCRATCH))
     log: "logs/{subject}/subject.log"
     benchmark: "logs/{subject}/subject.tsv"
     params: spec=spec("subject")
     threads: THREADS
     script: "../workflow/scripts/subject.py"
+
+
+rule pretrain:
+    message: "pretrain {wildcards.subject}"
+    input:
+        lambda w: provenance.own_files(config["corpora"][config["pretrain"]["corpus"]]),
+    output:
+        manifest="results/{subject}/subject.json",
+        model=directory("results/{subject}/model"),
+    wildcard_constraints: subject=one_of(SCRATCH)
+    log: "logs/{subject}/pretrain.log"
+    benchmark: "logs/{subject}/pretrain.tsv"
+    params: spec=spec("pretrain")
+    threads: THREADS
+    resources: **COMPUTE
+    script: "../workflow/scripts/pretrain.py"
 
 
 rule tokens:

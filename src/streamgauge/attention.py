@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from streamgauge import hooks, metrics, statistics
+from streamgauge import hooks, manifest, metrics, statistics
 from streamgauge.errors import StreamgaugeError
 from streamgauge.evaluate import TOKENS_AT_ONCE, Codec, write_whole
 from streamgauge.progress import Progress
@@ -158,8 +158,7 @@ def study_table(parts: Iterable[tuple[Mapping, pd.DataFrame]], **statistics) -> 
     """`table` of every SAE of a study.
 
     Args:
-        parts: for each SAE the manifest of its rows, whose spec's wildcards say which SAE it is,
-            and the rows.
+        parts: for each SAE the manifest of its rows, and the rows.
         statistics: see `table`.
 
     Returns:
@@ -168,10 +167,9 @@ def study_table(parts: Iterable[tuple[Mapping, pd.DataFrame]], **statistics) -> 
     """
     found = []
     for record, rows in parts:
-        w = record["spec"]["wildcards"]
-        cell = {"subject": w["subject"], "corpus": w["corpus"], "hook_layer": int(w["ell"])}
-        cell |= {name: int(w[name]) for name in ("expansion", "k", "tokens")}
-        cell |= {"objective": w["objective"], "seed": int(w["seed"])}
+        own = manifest.cell(record)
+        cell = {"subject": own["subject"], "corpus": own["corpus"], "hook_layer": own["layer"]}
+        cell |= {name: own[name] for name in ("expansion", "k", "tokens", "objective", "seed")}
         made = table(rows, **statistics)
         found.append(made.assign(**cell)[[*cell, *made.columns]])
     return pd.concat(found, ignore_index=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from streamgauge import evaluate, hooks, metrics, statistics
+from streamgauge import evaluate, hooks, manifest, metrics, statistics
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 from streamgauge.stores import TOKEN_SETS, no_sink
@@ -204,8 +204,7 @@ def points(
     """Predicted and measured KL of every sequence and error of a study.
 
     Args:
-        synthetic: manifest and table of `measure` for every layer; the wildcards in a manifest's
-            spec say which subject, corpus and layer it is.
+        synthetic: manifest and table of `measure` for every layer.
         per_sequence: manifest and table of `evaluate` for every SAE.
         sensitivity: manifest and sensitivity table of every SAE, with the predictions.
 
@@ -222,14 +221,14 @@ def points(
     found = []
     for record, made in synthetic:
         names = {"kl_sum_nats": "kl", "quad_sum_nats": "quad", "joint_quad_nats": "joint"}
-        found.append(made.rename(columns=names).assign(source="synthetic", **_place(record)))
+        found.append(made.rename(columns=names).assign(source="synthetic", **manifest.cell(record)))
     predictions = {_identity(record): made for record, made in sensitivity}
     for record, measured in per_sequence:
         predicted = predictions.get(_identity(record))
         if predicted is None:
             raise StreamgaugeError(f"no sensitivity table of the SAE {_identity(record)}")
-        w = record["spec"]["wildcards"]
-        cell = {**_place(record), **{name: w[name] for name in _SAE}}
+        own = manifest.cell(record)
+        cell = {name: own[name] for name in ("subject", "corpus", "layer", *_SAE)}
         for s in TOKEN_SETS:
             columns = {"kl": f"kl_nats_{s}", "n_predicted": f"n_predicted_{s}"}
             both = _of_codecs(measured, **columns)
@@ -256,13 +255,8 @@ def points(
     return table.assign(**numbers).reset_index(drop=True)
 
 
-def _place(record) -> dict:
-    w = record["spec"]["wildcards"]
-    return {"subject": w["subject"], "corpus": w["corpus"], "layer": int(w["ell"])}
-
-
 def _identity(record) -> tuple:
-    return tuple(sorted(record["spec"]["wildcards"].items()))
+    return tuple(manifest.cell(record).values())
 
 
 def _of_codecs(made, **columns) -> pd.DataFrame:

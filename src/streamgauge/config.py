@@ -239,6 +239,15 @@ def _cross_checks(config: dict, faulty: set) -> Iterator[str]:
                 yield f"grid.layers.{name}: subjects does not define {name!r}" + nearest(
                     name, config["subjects"]
                 )
+        for name in grid.get("subjects", ()):
+            block = config["subjects"].get(name, {})
+            if block.get("source") == "scratch" and block["d_model"] % block["n_heads"]:
+                yield (
+                    f"subjects.{name}.d_model is {block['d_model']}, no multiple of n_heads, which"
+                    f" is {block['n_heads']}"
+                )
+    yield from _between_lists(grid)
+    yield from _references(config, faulty)
     if "sae" in faulty:
         return
     trainer = config["sae"]["trainer"]
@@ -260,3 +269,36 @@ def _cross_checks(config: dict, faulty: set) -> Iterator[str]:
             f"sae.pool_tokens is {config['sae']['pool_tokens']}, less than one step of {batch}"
             f" tokens (sae.batch_size)"
         )
+
+
+def _between_lists(grid: dict) -> Iterator[str]:
+    """Faults between the lists of the grid."""
+    for budget in grid.get("seeds_at", ()):
+        if int(budget) not in grid["tokens"]:
+            yield f"grid.seeds_at.{budget}: grid.tokens has no such budget"
+    for name in grid.get("subjects", ()):
+        layers = grid["layers"].get(name)
+        if grid.get("depths") and layers and len(layers) != len(grid["depths"]):
+            yield (
+                f"grid.layers.{name} has {len(layers)} layers, but grid.depths names"
+                f" {len(grid['depths'])} places"
+            )
+
+
+def _references(config: dict, faulty: set) -> Iterator[str]:
+    """Names of subjects and corpora used outside the grid."""
+    if not {"pretrain", "corpora", "subjects"} & faulty:
+        scratch = any(block["source"] == "scratch" for block in config["subjects"].values())
+        corpus = config["pretrain"]["corpus"]
+        if scratch and corpus not in config["corpora"]:
+            yield f"pretrain.corpus is {corpus!r}, which corpora does not define" + nearest(
+                corpus, config["corpora"]
+            )
+    if "imports" in faulty:
+        return
+    for name, block in config["imports"].items():
+        for key, kind in (("subject", "subjects"), ("corpus", "corpora")):
+            if kind not in faulty and block[key] not in config[kind]:
+                yield f"imports.{name}.{key} is {block[key]!r}, which {kind} does not define" + (
+                    nearest(block[key], config[kind])
+                )

@@ -292,8 +292,8 @@ def hooked_layers(manifests: Sequence[str | Path]) -> dict[str, list[int]]:
     """subject -> layers, of harvested stores named by their manifests."""
     found: dict[str, set[int]] = {}
     for path in manifests:
-        w = manifest.read(path)["spec"]["wildcards"]
-        found.setdefault(w["subject"], set()).add(int(w["ell"]))
+        cell = manifest.cell(manifest.read(path))
+        found.setdefault(cell["subject"], set()).add(cell["layer"])
     return {subject: sorted(layers) for subject, layers in found.items()}
 
 
@@ -310,10 +310,10 @@ def read_histories(tables: Sequence[str | Path], manifests: Sequence[str | Path]
     """
     found = []
     for table, path in zip(tables, manifests, strict=True):
-        w = manifest.read(path)["spec"]["wildcards"]
-        own = {name: w[name] for name in ("subject", "corpus", "objective")}
-        own |= {"layer": int(w["ell"]), "budget": int(w["tokens"])}
-        own |= {name: int(w[name]) for name in ("expansion", "k", "seed")}
+        cell = manifest.cell(manifest.read(path))
+        own = {name: cell[name] for name in ("subject", "corpus", "objective", "layer")}
+        own |= {"budget": cell["tokens"]}
+        own |= {name: cell[name] for name in ("expansion", "k", "seed")}
         history = pd.read_csv(table)
         found.append(history.assign(**own)[[*own, *history.columns]])
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

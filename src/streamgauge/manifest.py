@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamgauge import provenance
 from streamgauge.errors import StreamgaugeError
 
 KEYS = frozenset({"spec", "files", "inputs", "facts", "digest"})
@@ -99,6 +100,11 @@ def read(path: str | Path) -> dict[str, Any]:
     if not is_manifest(record):
         raise StreamgaugeError("not a manifest", where=str(path), remedy=remedy)
     return record
+
+
+def cell(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Which layer or SAE a manifest belongs to, see `provenance.cell`."""
+    return provenance.cell(record["spec"]["wildcards"])
 
 
 def is_manifest(record: Any) -> bool:

@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,36 +45,67 @@ def _probes(config: Mapping, w: Mapping) -> dict:
     return {"probes": probes}
 
 
+def _pretrain(config: Mapping, w: Mapping) -> dict:
+    corpus = dict(config["corpora"][config["pretrain"]["corpus"]])
+    # the family reads as many rows as it needs
+    for split in ("train", "eval"):
+        del corpus[f"{split}_sequences"]
+    subject = config["subjects"][w["subject"]]
+    return {"subject": subject, "pretrain": config["pretrain"], "corpus": corpus}
+
+
+def _comparisons(config: Mapping, w: Mapping) -> dict:
+    return {
+        "statistics": config["statistics"],
+        "comparisons": config["comparisons"],
+        "depths": depths(config["grid"]),
+    }
+
+
+def _blocks(*names: str) -> Callable[[Mapping, Mapping], dict]:
+    return lambda config, w: {name: config[name] for name in names}
+
+
 def _figure(name: str) -> Stage:
     return Stage(f"figure_{name}.py", lambda c, w: {"figure": c["figures"][name]})
 
 
 STAGES: dict[str, Stage] = {
     "subject": Stage("subject.py", lambda c, w: {"subject": c["subjects"][w["subject"]]}),
+    "pretrain": Stage("pretrain.py", _pretrain),
     "tokens": Stage("tokens.py", _tokens),
-    "spectra": Stage("spectra.py", lambda c, w: {"spectra": c["spectra"]}),
-    "harvest": Stage("harvest.py", lambda c, w: {"harvest": c["harvest"]}),
-    "gradients": Stage("gradients.py", lambda c, w: {"gradients": c["gradients"]}),
+    "spectra": Stage("spectra.py", _blocks("spectra")),
+    "harvest": Stage("harvest.py", _blocks("harvest")),
+    "gradients": Stage("gradients.py", _blocks("gradients")),
     "probes": Stage("probes.py", _probes),
-    "calibration": Stage("calibration.py", lambda c, w: {"calibration": c["calibration"]}),
-    "baseline": Stage("baseline.py", lambda c, w: {"evaluate": c["evaluate"]}),
-    "train_sae": Stage("train_sae.py", lambda c, w: {"sae": c["sae"]}),
-    "train_behavioral": Stage("train_behavioral.py", lambda c, w: {"sae": c["sae"]}),
-    "train_e2e": Stage("train_e2e.py", lambda c, w: {"sae": c["sae"]}),
-    "evaluate": Stage("evaluate.py", lambda c, w: {"evaluate": c["evaluate"]}),
+    "calibration": Stage("calibration.py", _blocks("calibration")),
+    "baseline": Stage("baseline.py", _blocks("evaluate")),
+    "train_sae": Stage("train_sae.py", _blocks("sae")),
+    "train_behavioral": Stage("train_behavioral.py", _blocks("sae")),
+    "train_e2e": Stage("train_e2e.py", _blocks("sae")),
+    "evaluate": Stage("evaluate.py", _blocks("evaluate")),
     "sensitivity": Stage("sensitivity.py", lambda c, w: {}),
-    "attention": Stage("attention.py", lambda c, w: {"attention": c["attention"]}),
-    "score": Stage("score.py", lambda c, w: {"statistics": c["statistics"]}),
-    "grid": Stage("grid.py", lambda c, w: {}),
+    "attention": Stage("attention.py", _blocks("attention")),
+    "score": Stage("score.py", _blocks("statistics")),
+    "import_sae": Stage("import_sae.py", lambda c, w: {"import": c["imports"][w["sae"]]}),
+    "critics": Stage("critics.py", _blocks("critics")),
+    "comparisons": Stage("comparisons.py", _comparisons),
+    "verdicts": Stage("verdicts.py", _blocks("verdicts", "statistics")),
+    "simulation": Stage("simulation.py", _blocks("simulation", "verdicts", "statistics")),
     **{
-        name: Stage(f"{name}.py", lambda c, w: {"statistics": c["statistics"]})
-        for name in ("leaderboard", "calibration_table", "attention_table")
+        name: Stage(f"{name}.py", lambda c, w: {})
+        for name in ("grid", "depth_profile_table", "critics_table", "published")
+    },
+    **{
+        name: Stage(f"{name}.py", _blocks("statistics"))
+        for name in ("leaderboard", "calibration_table", "attention_table", "audit")
     },
     **{
         f"figure_{name}": _figure(name)
         for name in (
             *("proxy_gap", "rate_distortion", "pr_canyon", "loss_curves"),
             *("calibration", "objectives", "leaderboard", "attention"),
+            *("deltas", "budgets", "kstar", "depth_profile", "critics", "verdict_calibration"),
         )
     },
 }
@@ -111,16 +143,59 @@ def settings(spec_: str, block: str) -> dict[str, Any]:
     return json.loads(spec_)["config"][block]
 
 
-def own_files(block: Mapping[str, Any]) -> list[str]:
-    """The user's own files that a subject or corpus block names.
+_TRAINED = re.compile(
+    r"topk-x(?P<expansion>\d+)-k(?P<k>\d+)-t(?P<tokens>\d+)-(?P<objective>[a-z0-9]+)-seed(?P<seed>\d+)"
+)
+
+
+def cell(wildcards: Mapping[str, str]) -> dict[str, Any]:
+    """Which layer, or which SAE, the wildcards of a path name.
 
     Args:
-        block: one entry of ``subjects`` or ``corpora``.
+        wildcards: with ``subject``, ``corpus``, ``ell`` and, for an SAE, ``sae``, its folder.
+
+    Returns:
+        ``subject``, ``corpus``, ``layer``; for an SAE also ``sae``, and for one that a study
+        trained what its folder's name holds: ``expansion``, ``k``, ``tokens`` (the budget),
+        ``objective``, ``seed``. Numbers are ints.
+    """
+    found = {"subject": wildcards["subject"], "corpus": wildcards["corpus"]}
+    found["layer"] = int(wildcards["ell"])
+    if "sae" in wildcards.keys():
+        found["sae"] = wildcards["sae"]
+        parts = _TRAINED.fullmatch(wildcards["sae"])
+        for name, text in parts.groupdict().items() if parts else ():
+            found[name] = text if name == "objective" else int(text)
+    return found
+
+
+def depths(grid: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Which layers of different subjects are compared: those at the same place in their lists.
+
+    Args:
+        grid: the config block: ``layers``, and ``depths``, the names of the places, where given.
+
+    Returns:
+        subject -> layer (as text) -> name of its depth; numbers from "1" where there are no names.
+    """
+    found = {}
+    for subject in grid["subjects"]:
+        layers = grid["layers"][subject]
+        names = grid["depths"] or [str(i) for i in range(1, len(layers) + 1)]
+        found[subject] = {str(layer): name for layer, name in zip(layers, names, strict=True)}
+    return found
+
+
+def own_files(block: Mapping[str, Any]) -> list[str]:
+    """The user's own files that a block of subjects, corpora or imports names.
+
+    Args:
+        block: one entry of ``subjects``, ``corpora`` or ``imports``.
 
     Returns:
         Paths as written in the config; empty for sources that are not files of the user's.
     """
-    source, path = block["source"], block.get("path")
+    source, path = block.get("source", "local"), block.get("path")
     if source == "text":
         return list(block["paths"])
     if source == "gguf" and path:

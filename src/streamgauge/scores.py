@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from streamgauge import metrics, statistics
+from streamgauge import manifest, metrics, statistics
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 from streamgauge.spectra import TOKEN_SETS
@@ -333,8 +333,8 @@ def grid_table(manifests: Iterable[Mapping]) -> pd.DataFrame:
     """The scores of several SAEs in one table.
 
     Args:
-        manifests: manifests of ``scores.json`` files: the spec's wildcards say which SAE it is,
-            the facts are its `scorecard`.
+        manifests: manifests of ``scores.json`` files of SAEs that a study trained; the facts are
+            the `scorecard`.
 
     Returns:
         `tidy` rows behind ``subject, corpus, layer, d_model, d_sae, expansion, k, tokens,
@@ -342,11 +342,10 @@ def grid_table(manifests: Iterable[Mapping]) -> pd.DataFrame:
     """
     tables = []
     for record in manifests:
-        w = record["spec"]["wildcards"]
-        facts = record["facts"]
-        cell = {"subject": w["subject"], "corpus": w["corpus"], "layer": int(w["ell"])}
-        cell |= {name: facts[name] for name in ("d_model", "d_sae")}
-        cell |= {name: int(w[name]) for name in ("expansion", "k", "tokens")}
-        cell |= {"objective": w["objective"], "seed": int(w["seed"])}
+        own, facts = manifest.cell(record), record["facts"]
+        shape = {name: facts[name] for name in ("d_model", "d_sae")}
+        place = {name: own[name] for name in ("subject", "corpus", "layer")}
+        run = {name: own[name] for name in ("expansion", "k", "tokens", "objective", "seed")}
+        cell = {**place, **shape, **run}
         tables.append(tidy(facts["scores"], **cell))
     return pd.concat(tables, ignore_index=True)

@@ -6,6 +6,7 @@ of about 16,384 (one file, what is written at once; fewer where a token carries 
 of whole sequences. Chunks of one layer's stores hold the same sequences.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -350,7 +351,8 @@ def store_tokens(final: Path | str, spec: str, tokens: np.ndarray, document: np.
     """Write a token store: ``tokens`` and ``document``, both int32 (sequence, position).
 
     Returns:
-        The manifest's facts: n_sequences, n_positions, n_documents, units.
+        The manifest's facts: n_sequences, n_positions, n_documents, units, and tokens_sha256 of
+        the ids alone: subjects that read the same ids can be compared sequence by sequence.
     """
     tokens, document = np.asarray(tokens), np.asarray(document)
     n_positions = tokens.shape[1]
@@ -374,6 +376,7 @@ def store_tokens(final: Path | str, spec: str, tokens: np.ndarray, document: np.
         "n_sequences": tokens.shape[0],
         "n_positions": n_positions,
         "n_documents": len(np.unique(document[document >= 0])),
+        "tokens_sha256": hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
         "units": {"tokens": "token id", "document": "1"},
     }
 

@@ -12,7 +12,7 @@ with job(snakemake.log[0], snakemake.threads):
     facts = cell.fit(
         source.store,
         os.path.dirname(out.cfg),
-        dict(snakemake.wildcards),
+        provenance.cell(snakemake.wildcards),
         provenance.settings(spec, "sae"),
         manifest.identity(spec, made_from),
         subjects.resolve_device(snakemake.resources.device),

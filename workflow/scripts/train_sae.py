@@ -11,7 +11,7 @@ with job(snakemake.log[0], snakemake.threads):
     facts = cell.fit(
         source.store,
         os.path.dirname(out.cfg),
-        dict(snakemake.wildcards),
+        provenance.cell(snakemake.wildcards),
         provenance.settings(spec, "sae"),
         manifest.identity(spec, [source.activations]),
         subjects.resolve_device(snakemake.resources.device),

@@ -11,7 +11,7 @@ from streamgauge.stores import ActivationStore, working
 def fit(
     activations: Path | str,
     directory: Path | str,
-    cell: Mapping[str, str],
+    cell: Mapping[str, str | int],
     settings: Mapping[str, object],
     identity: str,
     device: str = "cpu",
@@ -24,7 +24,8 @@ def fit(
     Args:
         activations: the training store.
         directory: where the SAE goes; unfinished work waits beside it.
-        cell: ``subject``, ``corpus``, ``expansion``, ``k``, ``seed``, ``tokens`` as text.
+        cell: ``subject``, ``corpus``, ``expansion``, ``k``, ``seed``, ``tokens``, see
+            `provenance.cell`.
         settings: the config block ``sae``, see `train.Settings`.
         identity: what unfinished work belongs to, see `manifest.identity`.
         device: a torch device.
@@ -37,8 +38,8 @@ def fit(
         StreamgaugeError: see `train.train`.
     """
     store = ActivationStore(activations)
-    numbers = {name: int(cell[name]) for name in ("k", "seed", "tokens")}
-    run = train.Run(d_sae=int(cell["expansion"]) * store.d_model, **numbers)
+    numbers = {name: cell[name] for name in ("k", "seed", "tokens")}
+    run = train.Run(d_sae=cell["expansion"] * store.d_model, **numbers)
     label = f"train L{store.layer:02d} k={run.k} seed={run.seed}"
     directory = Path(directory)
     with working(directory / "training", identity) as scratch:
@@ -58,7 +59,7 @@ def fit(
     return {**shape, **made.facts}
 
 
-def _metadata(store: ActivationStore, cell: Mapping[str, str], facts: Mapping) -> dict:
+def _metadata(store: ActivationStore, cell: Mapping[str, str | int], facts: Mapping) -> dict:
     """What SAELens' loader and its users look for in ``cfg.json``."""
     return {
         "model_name": cell["subject"],
@@ -67,5 +68,5 @@ def _metadata(store: ActivationStore, cell: Mapping[str, str], facts: Mapping) -
         "context_size": store.n_positions,
         "training_tokens": facts["tokens_seen"],
         "objective": facts["objective"],
-        "seed": int(cell["seed"]),
+        "seed": cell["seed"],
     }
