@@ -1,14 +1,16 @@
-"""Percentile bootstrap over sequences, paired by construction.
+"""Intervals and tests: bootstrap over sequences, t over training seeds, equivalence, k*.
 
 Sequences are the unit of resampling. A resample is a row of counts drawn from (n, resamples, seed)
 alone, so everything computed on the same n sequences, whatever the model, SAE or metric, sees the
 same resamples and differences are paired.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from streamgauge.errors import StreamgaugeError
 
@@ -54,14 +56,18 @@ def percentile_interval(value: float, replicates, n: int, confidence: float = 0.
         The interval is NaN also when a replicate is not finite (an empty token set or a zero
         denominator in some resample).
     """
-    if not 0 < confidence < 1:
-        raise StreamgaugeError(f"confidence {confidence} is not between 0 and 1")
+    _check_confidence(confidence)
     replicates = np.asarray(replicates, np.float64)
     if n < 2 or not np.isfinite(replicates).all():
         return Estimate(float(value), np.nan, np.nan)
     tail = (1 - confidence) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return Estimate(float(value), float(low), float(high))
+
+
+def _check_confidence(confidence):
+    if not 0 < confidence < 1:
+        raise StreamgaugeError(f"confidence {confidence} is not between 0 and 1")
 
 
 def bootstrap(
@@ -181,3 +187,208 @@ def standardised(x, counts=None) -> np.ndarray:
     # a constant is left with nothing but the rounding of its mean
     size = np.sqrt((counts * x * x).sum(-1, keepdims=True))
     return d / np.where(length > ROUNDING * size, length, np.nan)
+
+
+def demeaned(x, groups) -> np.ndarray:
+    """Values less the mean of their group, along the last axis.
+
+    Args:
+        x: finite values, shape ``(..., n)``.
+        groups: the group each of the n values belongs to.
+
+    Returns:
+        float64, the shape of `x`; exactly 0 where a group does not vary.
+    """
+    x, groups = np.asarray(x, np.float64), np.asarray(groups)
+    found = np.empty_like(x)
+    for group in np.unique(groups):
+        own = groups == group
+        found[..., own] = x[..., own] - x[..., own].mean(-1, keepdims=True)
+    # equal values leave only the rounding of their mean
+    size = np.abs(x).max(-1, keepdims=True, initial=0)
+    return np.where(np.abs(found) > ROUNDING * size, found, 0)
+
+
+def standard_error(replicates, n: int) -> float:
+    """Standard error from bootstrap replicates of a statistic of n sequences.
+
+    Args:
+        replicates: shape ``(resamples,)``.
+        n: how many sequences were resampled.
+
+    Returns:
+        The standard deviation of the replicates times sqrt(n/(n−1)), without which that of a mean
+        would be too small by just this. NaN for one sequence or a replicate that is not finite.
+    """
+    replicates = np.asarray(replicates, np.float64)
+    if n < 2 or not np.isfinite(replicates).all():
+        return math.nan
+    return float(replicates.std() * math.sqrt(n / (n - 1)))
+
+
+def t_interval(values, confidence: float = 0.95) -> Estimate:
+    """Mean of independent values, e.g. one a training seed, and its Student t interval.
+
+    Args:
+        values: shape ``(n,)``.
+        confidence: coverage aimed at.
+
+    Returns:
+        The interval is NaN below two values, and everything where one is not finite.
+    """
+    _check_confidence(confidence)
+    values = np.asarray(values, np.float64)
+    if len(values) == 0:
+        raise StreamgaugeError("no values to take the mean of")
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Estimate(mean, math.nan, math.nan)
+    reach = _reach(float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1, confidence)
+    return Estimate(mean, mean - reach, mean + reach)
+
+
+def _reach(se, df, confidence) -> float:
+    """Half the width of a t interval."""
+    return float(stats.t.ppf((1 + confidence) / 2, df)) * se
+
+
+class Combined(NamedTuple):
+    """Result of `combined`: the estimate, its standard error and degrees of freedom."""
+
+    estimate: Estimate
+    standard_error: float
+    df: float
+
+
+def combined(
+    value: float,
+    se_sequences: float,
+    df_sequences: float,
+    se_seeds: float,
+    df_seeds: float,
+    confidence: float = 0.95,
+) -> Combined:
+    """The t interval of a mean over seeds that counts both sequences and seeds as drawn.
+
+    The two variances add, and the degrees of freedom are those of Welch and Satterthwaite. A
+    bootstrap that resamples the S seeds as well would take their variance (S−1)/S times too
+    small, and a normal quantile: far too narrow for the two to four seeds there are.
+
+    Args:
+        value: mean over seeds.
+        se_sequences, df_sequences: `standard_error` of that mean over sequences; sequences less 1.
+        se_seeds, df_seeds: standard deviation over seeds / sqrt(S); S less 1.
+        confidence: coverage aimed at.
+
+    Returns:
+        NaN but for the value where an error is NaN or a number of degrees of freedom is not
+        positive. Where the seeds' differences between sequences vary (an interaction), that part
+        is counted in both variances, and the interval is somewhat too wide.
+    """
+    _check_confidence(confidence)
+    value, one, other = float(value), float(se_sequences) ** 2, float(se_seeds) ** 2
+    if not (math.isfinite(one + other) and df_sequences > 0 and df_seeds > 0):
+        return Combined(Estimate(value, math.nan, math.nan), math.nan, math.nan)
+    se = math.sqrt(one + other)
+    spread = one**2 / df_sequences + other**2 / df_seeds
+    # no variance at all: any t quantile gives the interval of width 0
+    df = (one + other) ** 2 / spread if spread > 0 else float(df_sequences + df_seeds)
+    reach = _reach(se, df, confidence)
+    return Combined(Estimate(value, value - reach, value + reach), se, df)
+
+
+class Tost(NamedTuple):
+    """Result of `tost`; `low` and `high` bound the interval the test can be read off."""
+
+    p_value: float
+    equivalent: bool
+    low: float
+    high: float
+
+
+def tost(
+    value: float, standard_error: float, df: float, margin: float, alpha: float = 0.05
+) -> Tost:
+    """Two one-sided t tests of |true value| ≥ margin (Schuirmann): equivalence to 0.
+
+    Args:
+        value, standard_error, df: an estimate, its standard error and degrees of freedom.
+        margin: what counts as no difference, > 0, in the unit of the value.
+        alpha: level of the test, below 0.5.
+
+    Returns:
+        `p_value` is the larger of the two; `equivalent` says that it is below `alpha`, which is
+        so where the interval of coverage 1 − 2 alpha lies within ±margin. Without a standard
+        error all is NaN, and nothing is equivalent.
+    """
+    if not (margin > 0 and 0 < alpha < 0.5):
+        raise StreamgaugeError(
+            f"a margin of {margin} and a level of {alpha} are no equivalence test",
+            remedy="Choose a margin above 0 and a level between 0 and 0.5.",
+        )
+    if not (math.isfinite(standard_error) and df > 0):
+        return Tost(math.nan, False, math.nan, math.nan)
+    reach = _reach(standard_error, df, 1 - 2 * alpha)
+    inside = margin - abs(value)
+    if standard_error > 0:
+        p_value = float(stats.t.sf(inside / standard_error, df))
+    else:
+        p_value = float(inside <= 0)
+    return Tost(p_value, p_value < alpha, value - reach, value + reach)
+
+
+class KStar(NamedTuple):
+    """Result of `k_star`; `censored` is ``""``, ``"<=k_min"`` or ``">k_max"``."""
+
+    value: float
+    censored: str
+
+
+CENSORED = {-math.inf: "<=k_min", math.inf: ">k_max"}
+
+
+def k_star(k, ce_rec, target: float) -> KStar:
+    """Smallest k with CE_rec ≥ target, linear in k between grid points, at the first up-crossing.
+
+    Args:
+        k: sparsities, shape ``(n,)``, all different, in any order.
+        ce_rec: CE recovered at each.
+        target: the level to reach.
+
+    Returns:
+        Outside the grid it is censored, never extrapolated: the value is then the smallest k
+        (reached there already) or the largest (reached nowhere). NaN, and not censored, where a
+        point is not finite.
+    """
+    found = float(k_star_curves(k, np.asarray(ce_rec, np.float64)[None], target)[0])
+    return uncensored(found, k)
+
+
+def k_star_curves(k, curves, target: float) -> np.ndarray:
+    """`k_star` of many curves, shape ``(..., n)`` over the same k, at once.
+
+    Returns:
+        Shape ``(...)``; −inf where it is ``<=k_min``, inf where it is ``>k_max``, so that
+        quantiles of replicates order censored ones rightly.
+    """
+    k, curves = np.asarray(k, np.float64), np.asarray(curves, np.float64)
+    if k.ndim != 1 or len(k) == 0 or curves.shape[-1:] != k.shape or len(np.unique(k)) < len(k):
+        raise StreamgaugeError("k* needs one value for each of one or more different k")
+    order = k.argsort()
+    k, curves = k[order], curves[..., order]
+    reached = curves >= target
+    after = reached.argmax(-1)
+    before = np.maximum(after - 1, 0)
+    high, low = (np.take_along_axis(curves, i[..., None], -1)[..., 0] for i in (after, before))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = k[before] + (k[after] - k[before]) * (target - low) / (high - low)
+    found = np.where(after == 0, -np.inf, found)
+    found = np.where(reached.any(-1), found, np.inf)
+    return np.where(np.isfinite(curves).all(-1), found, np.nan)
+
+
+def uncensored(found: float, k) -> KStar:
+    """A value of `k_star_curves` as a number on the grid and what is to be known about it."""
+    if math.isinf(found):
+        return KStar(float(np.min(k) if found < 0 else np.max(k)), CENSORED[found])
+    return KStar(found, "")
