@@ -1,4 +1,4 @@
-"""What a study's grid asks for, held against what its subjects turned out to be."""
+"""What a study's grid asks for, held against what its subjects are."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,8 +10,8 @@ from streamgauge.errors import StreamgaugeError
 def check_grid(config: Mapping, results: str | Path) -> None:
     """Refuse layers and sparsities that a subject cannot have, before any job starts.
 
-    Only subjects already prepared can be checked; for the others the first job that needs the
-    layer says the same.
+    Subjects whose shape nothing tells yet are not checked; the first job that needs the layer says
+    the same.
 
     Args:
         config: the validated configuration.
@@ -22,11 +22,32 @@ def check_grid(config: Mapping, results: str | Path) -> None:
     """
     faults = []
     for name in config["grid"]["subjects"]:
-        path = Path(results) / name / "subject.json"
-        if path.is_file():
-            faults += _faults(name, config["grid"], manifest.read(path)["facts"])
+        shape = shape_of(name, config["subjects"][name], results)
+        if shape:
+            faults += _faults(name, config["grid"], shape)
+    for name, block in config["imports"].items():
+        shape = shape_of(block["subject"], config["subjects"][block["subject"]], results)
+        if shape and block["layer"] >= shape["n_layers"]:
+            faults.append(
+                f"imports.{name}.layer is {block['layer']}, but {block['subject']} has the layers"
+                f" 0 to {shape['n_layers'] - 1}"
+            )
     if faults:
         raise StreamgaugeError("; ".join(faults), where="config.yaml")
+
+
+def shape_of(name: str, block: Mapping, results: str | Path) -> Mapping | None:
+    """``d_model``, ``n_layers``, ... of a subject; None where nothing tells yet.
+
+    Args:
+        name: the subject's.
+        block: its block of the configuration: ``expect``, or the shape of a ``scratch`` model.
+        results: the folder of artifacts; ``subject.json`` tells once the subject is prepared.
+    """
+    path = Path(results) / name / "subject.json"
+    if path.is_file():
+        return manifest.read(path)["facts"]
+    return block if block["source"] == "scratch" else block.get("expect")
 
 
 def _faults(name: str, grid: Mapping, facts: Mapping) -> Iterator[str]:
