@@ -61,7 +61,12 @@ def split_of(document: str | list[int], eval_fraction: float) -> str:
 
 
 def token_rows(
-    block: Mapping[str, Any], tokenizer, split: str, sequences: int | None = None
+    block: Mapping[str, Any],
+    tokenizer,
+    split: str,
+    sequences: int | None = None,
+    *,
+    at_most: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of exactly ``context_length`` tokens from the documents of one split.
 
@@ -75,6 +80,7 @@ def token_rows(
         tokenizer: a Hugging Face tokenizer.
         split: ``"train"`` or ``"eval"``; see `split_of`.
         sequences: rows wanted; ``block["{split}_sequences"]`` where None.
+        at_most: be content with fewer rows, at least one, where the corpus ends before.
 
     Returns:
         tokens: (sequences, context_length) int32.
@@ -108,9 +114,13 @@ def token_rows(
         if filled == total:
             progress.close(documents=index + 1)
             return tokens, document
+    whole = filled // width
+    if at_most and whole:
+        progress.close()
+        return tokens[:whole], document[:whole]
     raise StreamgaugeError(
         f"the corpus is too short: {wanted:,} {split} sequences of {length} tokens are wanted, "
-        f"{filled // width:,} are there",
+        f"{whole:,} are there",
         where=f"corpus {_name(block)}",
         remedy=f"Lower {split}_sequences or context_length, change eval_fraction, or use a bigger "
         "corpus.",

@@ -2,12 +2,13 @@
 
 `prepare` turns a block of the configuration into a Hugging Face directory (config, tokenizer,
 safetensors); `load` opens such a directory as a `Subject`. Weights are read from safetensors or
-GGUF only: pickles are refused, and code that comes with a model is never run.
+GGUF only: pickles are refused, and code that comes with a model is never run. Models of the source
+``scratch`` are pretrained by `subjects.scratch`.
 """
 
 import importlib.util
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def prepare(block: Mapping[str, Any], directory: str | Path) -> dict[str, Any]:
     Args:
         block: one entry of ``subjects`` in the configuration, with ``source`` ``huggingface``
             (``repo``, ``revision``), ``local`` (``path``) or ``gguf`` (``path``, or ``package`` and
-            ``file``), and ``dtype``.
+            ``file``), and ``dtype``; optionally ``expect``, see `make`.
         directory: to be made; replaced where it exists.
 
     Returns:
@@ -44,16 +45,42 @@ def prepare(block: Mapping[str, Any], directory: str | Path) -> dict[str, Any]:
 
     Raises:
         StreamgaugeError: the source is missing, unreachable, holds pickles only, needs code of its
-            own, is no causal language model, is incomplete, or computes non-finite logits.
+            own, is no causal language model, is incomplete, computes non-finite logits, or is not
+            the model that ``expect`` describes.
+    """
+    return make(block, directory, SOURCES[block["source"]])
+
+
+def make(
+    block: Mapping[str, Any],
+    directory: str | Path,
+    fill: Callable[[Mapping[str, Any], Path], str],
+) -> dict[str, Any]:
+    """Fill a directory, check the model in it, and only then let it appear: every source's end.
+
+    Args:
+        block: one entry of ``subjects``: ``dtype``, the precision the model is run in, and
+            ``expect``, facts it must have (``d_model``, ``n_layers``, ``vocab_size``; None says
+            nothing).
+        directory: to be made; replaced where it exists.
+        fill: called with `block` and a scratch directory to write a Hugging Face directory into;
+            says in a line where its contents came from.
+
+    Returns:
+        Facts, see `prepare`.
+
+    Raises:
+        StreamgaugeError: as for `prepare`.
     """
     directory = Path(directory)
     scratch = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        source = SOURCES[block["source"]](block, scratch)
+        source = fill(block, scratch)
         try:
             facts = _facts(scratch, block.get("dtype", "float32")) | {"source": source}
+            _check_expected(facts, block.get("expect") or {})
         except StreamgaugeError as error:  # about the source, not about its copy here
             raise StreamgaugeError(error.problem, where=source, remedy=error.remedy) from error
         shutil.rmtree(directory, ignore_errors=True)
@@ -244,6 +271,15 @@ def _load_model(directory: Path, dtype: str) -> torch.nn.Module:
             f"the weights are incomplete: {name} is missing", where=str(directory)
         )
     return model.eval().requires_grad_(False)
+
+
+def _check_expected(facts: Mapping[str, Any], expect: Mapping[str, Any]) -> None:
+    for name, value in expect.items():
+        if value is not None and facts[name] != value:
+            raise StreamgaugeError(
+                f"the model has {name} {facts[name]}, not {value} as expected",
+                remedy="Name the right model, or mend expect in the subject's block.",
+            )
 
 
 def _facts(directory: Path, dtype: str) -> dict[str, Any]:
