@@ -41,6 +41,7 @@ STUDY = {
     },
     "spectra": {"sequences": 16},
     "sae": {"batch_size": 64, "warmup_steps": 2, "pool_tokens": 512, "dead_tokens": 512},
+    "critics": {"sequences": 16, "components": 2, "widths": [1, 2], "steps": 10, "batch_size": 32},
     "statistics": {"resamples": 200},
 }
 
@@ -69,7 +70,7 @@ def create(folder: Path) -> Path:
     """A copy of what a checkout holds, with a model, a corpus and the overlay `study.yaml`."""
     for name in ("Snakefile", "config.yaml"):
         shutil.copy2(ROOT / name, folder / name)
-    for name in ("rules", "workflow", "profiles", "src"):
+    for name in ("rules", "workflow", "profiles", "src", "resources", "studies"):
         ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     models.tiny_llama(folder / "model")
@@ -83,7 +84,7 @@ def write(folder: Path, study: dict) -> None:
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
 
 
-def snakemake(folder: Path, *arguments: str, check: bool = True, **kwargs):
+def snakemake(folder: Path, *arguments: str, check: bool = True, timeout: int = 900, **kwargs):
     """Run Snakemake on the overlay in `folder`; the completed process, output captured."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
     if "--configfile" not in arguments:
@@ -96,7 +97,7 @@ def snakemake(folder: Path, *arguments: str, check: bool = True, **kwargs):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=900,
+        timeout=timeout,
         **kwargs,
     )
     assert not check or done.returncode == 0, done.stdout[-6000:]

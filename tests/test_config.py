@@ -14,7 +14,8 @@ from streamgauge.errors import StreamgaugeError
 
 STAGES = [
     *("harvest", "gradients", "probes", "calibration", "spectra", "sae", "evaluate"),
-    *("attention", "statistics", "figures"),
+    *("attention", "critics", "comparisons", "verdicts", "simulation", "statistics", "figures"),
+    *("pretrain", "imports", "resources"),
 ]
 
 
@@ -91,11 +92,12 @@ def test_commented_alternatives_are_valid(base, request):
     comments = re.findall(r"^  # (?: *)(.*)$", text, re.M)
     joined = "\n".join(comments)
     found = {name: body for name, body in re.findall(r"([a-z0-9-]+): (\{[^{}]*\})", joined)}
-    assert set(found) == {"pythia-70m", "mine", "notes", "pile"}
-    overlay = {"subjects": {}, "corpora": {}}
+    assert set(found) == {"pythia-70m", "mine", "small", "notes", "pile", "theirs"}
+    overlay = {"subjects": {}, "corpora": {}, "imports": {}}
     for name, body in found.items():
         block = yaml.safe_load(body)
-        overlay["corpora" if "context_length" in block else "subjects"][name] = block
+        kind = "imports" if "layer" in block else "subjects"
+        overlay["corpora" if "context_length" in block else kind][name] = block
     config.validate(config._merge(base, overlay))
 
 

@@ -12,9 +12,16 @@ CALIBRATION = {"calibration table of study tiny", "figure calibration"}
 ATTENTION = {"attention table of study tiny", "figure attention"}
 GRID_FIGURES = {f"figure {name}" for name in ("proxy_gap", "rate_distortion", "objectives")}
 COST_FIGURES = {f"figure {name}" for name in ("leaderboard", "calibration", "attention")}
-OLD_FIGURES = {f"figure {name}" for name in ("pr_canyon", "loss_curves")}
-FIGURES = GRID_FIGURES | COST_FIGURES | OLD_FIGURES
-GRID = {"grid table of study tiny"}
+GAP_FIGURES = {f"figure {name}" for name in ("deltas", "budgets", "kstar")}
+OTHER_FIGURES = {
+    f"figure {name}" for name in ("pr_canyon", "loss_curves", "depth_profile", "critics")
+}
+FIGURES = GRID_FIGURES | COST_FIGURES | GAP_FIGURES | OTHER_FIGURES
+GRID = {"grid table of study tiny", "published cells beside study tiny"}
+VERDICTS = {"verdicts of study tiny"}
+PROFILE = {"depth profile of study tiny", "figure depth_profile"}
+COMPARISONS = {"comparisons of study tiny"} | GAP_FIGURES | PROFILE | VERDICTS
+CRITICS = {"critics table of study tiny", "figure critics"} | VERDICTS
 LAYERS, KS = ("01", "02"), (2, 4)
 VERBS = ("train", "evaluate", "sensitivity", "attention", "score")
 
@@ -22,7 +29,7 @@ VERBS = ("train", "evaluate", "sensitivity", "attention", "score")
 def saes(verbs=VERBS, layers=LAYERS, ks=KS, seeds=(0,), objective="mse"):
     """The messages of jobs over SAEs."""
     return {
-        f"{verb} SAE tiny layer {ell} x4 k={k} tokens=1024 {objective} seed={seed}"
+        f"{verb} SAE tiny layer {ell} topk-x4-k{k}-t1024-{objective}-seed{seed}"
         for verb in verbs
         for ell in layers
         for k in ks
@@ -47,7 +54,11 @@ def calibrations(layers=LAYERS):
     return {f"calibration tiny layer {ell}: synthetic errors" for ell in layers}
 
 
-BELOW_SCORES = GRID | GRID_FIGURES | LEADERBOARD
+def critics(layers=LAYERS):
+    return {f"critics tiny layer {ell}" for ell in layers} | CRITICS
+
+
+BELOW_SCORES = GRID | GRID_FIGURES | LEADERBOARD | COMPARISONS
 BELOW_SAES = BELOW_SCORES | CALIBRATION | ATTENTION | {"figure loss_curves"}
 
 
@@ -115,6 +126,8 @@ def checkout(project):
 
 
 LINE = "\n\nEXTRA = 1\n"
+OWN = "results/tiny/prose/L01/sae/topk-x4-k2-t1024-mse-seed0"
+IMPORT = {"path": OWN, "subject": "tiny", "corpus": "prose", "layer": 1}
 
 ROWS = {
     "nothing": (lambda p: None, set()),
@@ -129,6 +142,7 @@ ROWS = {
         | calibrations(["03"])
         | saes(layers=["03"])
         | BELOW_SAES
+        | critics(["03"])
         | {"figure pr_canyon"},
     ),
     "the SAE learning rate": (edit_block("sae", **STUDY["sae"], lr=0.01), saes() | BELOW_SAES),
@@ -162,6 +176,18 @@ ROWS = {
         edit_block("attention", sequences=2),
         saes(["attention"]) | ATTENTION,
     ),
+    "the steps of a critic": (edit_block("critics", **STUDY["critics"], lr=0.01), critics()),
+    "the targets of k*": (edit_block("comparisons", targets=[0.5]), COMPARISONS),
+    "the margin of a verdict": (edit_block("verdicts", margin=0.1), VERDICTS),
+    "depths get names": (edit_grid("depths", ["early", "late"]), COMPARISONS),
+    "how scratch models are pretrained": (edit_block("pretrain", tokens=1000), set()),
+    "what a cluster is asked for": (edit_block("resources", mem_mb=1000), set()),
+    "an SAE to audit": (
+        edit_block("imports", theirs=IMPORT),
+        {"import SAE theirs for tiny layer 01"}
+        | {f"{verb} SAE tiny layer 01 theirs" for verb in ("evaluate", "sensitivity", "score")}
+        | {"audit SAE tiny layer 01 theirs"},
+    ),
     "a figure title": (
         edit_block("figures", pr_canyon={"title": "Another"}),
         {"figure pr_canyon"},
@@ -179,7 +205,7 @@ ROWS = {
     ),
     "a line of code in harvest": (
         append(library("harvest"), LINE),
-        harvests() | baselines() | calibrations() | saes() | BELOW_SAES,
+        harvests() | baselines() | calibrations() | saes() | BELOW_SAES | critics(),
     ),
     "a line of code in row_metric": (
         append(library("row_metric"), LINE),
