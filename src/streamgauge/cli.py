@@ -1,12 +1,13 @@
-"""The command line: ``streamgauge inspect`` and ``streamgauge verify``."""
+"""The command line: one subcommand a question, each a few lines over the library."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from streamgauge import config, inspect, verify
+from streamgauge import config, estimate, inspect, proxy_gap, verify
 from streamgauge.errors import StreamgaugeError
 
 _PICTURES = (".svg", ".png")
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="streamgauge",
-        description="Look at what a study made, and check that it is what it claims to be.",
+        description="Look at what a study made, check it, price a study, compare scores.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
@@ -69,6 +70,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("paths", nargs="*", metavar="PATH", help="artifacts or folders (results)")
     check.set_defaults(run=_verify)
+
+    price = commands.add_parser(
+        "estimate",
+        parents=[shared],
+        help="tokens, FLOPs, GPU hours and disk of a study",
+        description="Tokens, FLOPs, GPU hours and disk of every stage of a study, by arithmetic "
+        "on the shapes of its models. Nothing is run.",
+    )
+    price.add_argument(
+        "--tflops",
+        type=float,
+        default=30.0,
+        metavar="RATE",
+        help="sustained rate of one accelerator in TFLOP/s (%(default)g)",
+    )
+    price.set_defaults(run=_estimate)
+
+    gap = commands.add_parser(
+        "compare",
+        help="deltas across scale, correlations and k* of any table of results",
+        description="Deltas across scale, correlations of R² and CE recovered, and k*, from a CSV "
+        "file with the columns " + ", ".join(proxy_gap.REQUIRED) + ".",
+    )
+    gap.add_argument("rows", metavar="ROWS.csv", help="one row an SAE, or a study's grid.csv")
+    gap.add_argument("--out", required=True, metavar="DIR", help="folder for the three tables")
+    gap.add_argument(
+        "--targets",
+        default="0.85,0.9",
+        metavar="LIST",
+        help="levels of CE recovered that k* asks for (%(default)s)",
+    )
+    gap.set_defaults(run=_compare)
     return parser
 
 
@@ -97,6 +130,46 @@ def _verify(options: argparse.Namespace) -> int:
     paths = options.paths or ["results"]
     root, valid, overlays = _project(options, paths[0])
     return 0 if verify.verify(paths, root, valid, overlays=overlays) else 1
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    root, valid, _ = _project(options, ".")
+    shapes = estimate.shapes(valid, root / "results")
+    table = estimate.estimate(valid, shapes, tflops=options.tflops)
+    print(f"study {valid['study']}, as if nothing were there yet")
+    print(estimate.describe(table, options.tflops))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    targets = _numbers(options.targets, "--targets")
+    rows = proxy_gap.read_rows(options.rows)
+    tables = {
+        "deltas": proxy_gap.compare_scales(rows),
+        "correlations": proxy_gap.correlations(rows),
+        "kstar": proxy_gap.k_star_table(rows, targets),
+    }
+    for sentence in proxy_gap.missing_cells(rows):
+        print(f"streamgauge: {options.rows}: {sentence}", file=sys.stderr)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        path = out / f"{name}.csv"
+        table.to_csv(path, index=False)
+        print(f"{path}: {len(table)} rows")
+    return 0
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise StreamgaugeError(
+            f"{text!r} is no list of numbers", where=option, remedy="Write it as 0.85,0.9."
+        )
+    return numbers
 
 
 def _project(options: argparse.Namespace, path: str) -> tuple[Path, dict, list[str]]:
