@@ -26,6 +26,8 @@ SERIES = [
     ("#000000", "X"),
 ]
 GREY, PALE = "#767676", "#D9D9D9"
+# a line of panels: the label of its group; value and rows of every panel
+PanelLine = tuple[str, list[tuple[Any, pd.DataFrame]]]
 TOKEN_SETS = {"all": "all tokens", "no_sink": "without sinks"}
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -87,6 +89,11 @@ def legend(of: Figure, handles: list[Line2D], columns: int) -> None:
         handlelength=2.4,
         columnspacing=1.4,
     )
+
+
+def dot(colour: str, marker: str, label: str, **style: Any) -> Line2D:
+    """A legend entry that is a marker without a line."""
+    return Line2D([], [], color=colour, marker=marker, ls="none", label=label, **style)
 
 
 def token_set_handles() -> list[Line2D]:
@@ -224,6 +231,67 @@ def arrange(n: int, widest: int) -> tuple[int, int]:
     """Columns and rows for `n` panels."""
     wide = min(n, widest)
     return wide, -(-n // wide)
+
+
+def lines_of_panels(
+    table: pd.DataFrame, by: Sequence[str], told: Iterable[str], across: str, widest: int = 4
+) -> list[PanelLine]:
+    """Lines of panels: one line a group, a panel for each value of a column, wrapped.
+
+    Args:
+        table: any table.
+        by, told: columns that tell groups apart, and those named in every label (see `cells`).
+        across: the column whose values stand side by side, in the order of the table.
+        widest: panels in a line at most; a group with more goes on in the next line.
+
+    Returns:
+        For each line the label of its group (empty where the group goes on) and its panels: the
+        value of `across` and the rows.
+    """
+    found = []
+    for _, label, rows in cells(table, by, told):
+        panels = list(rows.groupby(across, sort=False))
+        for start in range(0, len(panels), widest):
+            found.append(("" if start else label, panels[start : start + widest]))
+    return found
+
+
+def stack(
+    title: str, lines: Sequence[PanelLine], heights: Sequence[float], height: float
+) -> tuple[Figure, np.ndarray]:
+    """A figure for lines of panels whose axes stand in storeys.
+
+    Args:
+        title: text above the figure.
+        lines: see `lines_of_panels`.
+        heights: relative heights of the storeys of every line.
+        height: of a line, inches.
+
+    Returns:
+        The figure and its axes, shape (lines, storeys, columns); a place without a panel is empty.
+    """
+    wide = max(len(panels) for _, panels in lines)
+    made = figure(title, DOUBLE if wide > 1 else MIDDLE, height * len(lines))
+    ratios = {"height_ratios": list(heights) * len(lines)}
+    axes = made.subplots(len(heights) * len(lines), wide, squeeze=False, **ratios)
+    grid = axes.reshape(len(lines), len(heights), wide)
+    for line, (_, panels) in zip(grid, lines, strict=True):
+        for ax in line[:, len(panels) :].flat:
+            ax.remove()
+    return made, grid
+
+
+def share_storeys(grid: np.ndarray, lines: Sequence[PanelLine], labels: Sequence[str]) -> None:
+    """One y scale for each storey of a `stack`, written at the left of every line."""
+    for storey, label in enumerate(labels):
+        used = [line[storey, : len(panels)] for line, (_, panels) in zip(grid, lines, strict=True)]
+        every = np.concatenate(used)
+        share_y(every, len(every), label)
+        for first, *others in used:
+            first.set_ylabel(label)
+            for ax in others:
+                ax.tick_params(labelleft=False)
+    grid[0, 0, 0].figure.align_ylabels()
 
 
 def cycle(n: int) -> list[tuple[str, str]]:
