@@ -1,6 +1,7 @@
 """Look inside one artifact: what it is, from what, whether it is stale, what is in it."""
 
 import difflib
+import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from streamgauge.verify import bytes_in_words
 HASHED_BYTES = 256 * 2**20  # larger artifacts are left to `verify`
 _WHAT = {
     "subject": "language model, as a Hugging Face directory",
+    "pretrain": "language model pretrained here, as a Hugging Face directory",
     "tokens": "token rows of one split of a corpus",
     "spectra": "eigen-spectra of the residual stream at every layer",
     "harvest": "activations of one layer over one split",
@@ -25,11 +27,20 @@ _WHAT = {
     "train_sae": "TopK sparse autoencoder in SAELens layout",
     "train_behavioral": "TopK sparse autoencoder trained in nats, in SAELens layout",
     "train_e2e": "TopK sparse autoencoder trained end to end, in SAELens layout",
+    "import_sae": "sparse autoencoder somebody else trained, in SAELens layout",
     "evaluate": "losses and errors of one SAE and its untrained control, per sequence",
     "sensitivity": "what the errors of one SAE and its controls cost, per sequence",
     "attention": "attention rows after patching one SAE and its controls, per sequence",
     "score": "scores of one SAE beside its controls, with intervals",
+    "audit": "whether R² misleads about one SAE",
+    "critics": "mutual information of activations and logits at one layer, by critic",
     "grid": "score table of a study",
+    "comparisons": "scales, budgets and sparsities of a study compared",
+    "depth_profile_table": "dimension of every layer of a study beside its scores",
+    "critics_table": "mutual information and dimension of a study's layers",
+    "verdicts": "the hypotheses of a study, adjudicated in order",
+    "simulation": "how often the verdicts are wrong in simulated worlds",
+    "published": "published cells beside a study's own",
     "leaderboard": "which proxies order the SAEs of a study as behaviour does",
     "calibration_table": "predicted against measured KL of a study",
     "attention_table": "attention after patching of every SAE of a study, by head",
@@ -41,6 +52,12 @@ _WHAT = {
     "figure_objectives": "figure: the training objectives side by side",
     "figure_leaderboard": "figure: rank correlation of every proxy with behaviour",
     "figure_attention": "figure: attention after patching, layer by head",
+    "figure_deltas": "figure: larger minus smaller model",
+    "figure_budgets": "figure: scores over the training budget",
+    "figure_kstar": "figure: latents needed to recover behaviour",
+    "figure_depth_profile": "figure: dimension and scores over depth",
+    "figure_critics": "figure: mutual information over the width of the critic",
+    "figure_verdict_calibration": "figure: false positives and power of the verdicts",
 }
 
 
@@ -206,7 +223,7 @@ def picture(path: str | Path):
     """
     import pandas as pd
 
-    from streamgauge import figures, sensitivity_figures
+    from streamgauge import figures
 
     path = Path(path)
     own = verify.owner(path)
@@ -214,14 +231,10 @@ def picture(path: str | Path):
         path = _pictured(path if own is None else own)
     if path.suffix == ".zarr":
         return _histograms(path.name, _arrays(path))
-    if path.name == "grid.csv":
-        return figures.proxy_gap(pd.read_csv(path), str(path))
-    if path.name == "spectra.csv":
-        return figures.pr_canyon(pd.read_csv(path), str(path))
-    if path.name == "leaderboard.csv":
-        return sensitivity_figures.leaderboard(pd.read_csv(path), str(path))
-    if path.name == "attention.csv":
-        return sensitivity_figures.attention(pd.read_csv(path), str(path))
+    if path.name in _DRAWN:
+        module, function = _DRAWN[path.name].split(".")
+        draw = getattr(importlib.import_module(f"streamgauge.{module}"), function)
+        return draw(pd.read_csv(path), str(path))
     if path.name == "training.csv" and own is not None and own.exists():
         return figures.loss_curves(figures.read_histories([path], [own]), path.parent.name)
     if path.suffix in (".csv", ".parquet"):
@@ -242,6 +255,18 @@ def _pictured(own: Path) -> Path:
 
 
 _TABLES = (".csv", ".parquet")
+# tables with a figure of their own; Matplotlib is imported only to draw one
+_DRAWN = {
+    "grid.csv": "figures.proxy_gap",
+    "spectra.csv": "figures.pr_canyon",
+    "leaderboard.csv": "sensitivity_figures.leaderboard",
+    "attention.csv": "sensitivity_figures.attention",
+    "deltas.csv": "study_figures.deltas",
+    "budgets.csv": "study_figures.budgets",
+    "kstar.csv": "study_figures.kstar",
+    "depth_profile.csv": "study_figures.depth_profile",
+    "verdict_calibration.csv": "verdict_figures.calibration",
+}
 
 
 def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
