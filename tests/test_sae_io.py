@@ -100,7 +100,7 @@ def test_import_without_b_dec_on_the_input(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "jumprelu"}, "architecture is 'jumprelu'"),
+        ({"architecture": "gated"}, "architecture is 'gated', but only topk, standard, jumprelu"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
         ({"k": 161}, "k = 161 is outside"),

@@ -1,6 +1,6 @@
 """The nulls that stand beside every claim about an SAE, in one place.
 
-Everything made here is a codec that `evaluate` can patch in, as a trained `TopKSAE` is.
+Everything made here is a codec that `evaluate` can patch in, as a trained SAE is.
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from streamgauge.evaluate import Codec
+from streamgauge.sae.codec import SparseAutoencoder
 from streamgauge.sae.topk import TopKSAE, init
 
 
@@ -23,15 +24,19 @@ def untrained(d_model: int, d_sae: int, k: int, seed: int, b_dec) -> TopKSAE:
     return init(d_model, d_sae, k, seed, torch.as_tensor(b_dec))
 
 
-def untrained_like(sae: TopKSAE, facts: Mapping[str, object]) -> TopKSAE:
+def untrained_like(sae: SparseAutoencoder, facts: Mapping[str, object]) -> TopKSAE:
     """The untrained control of a trained SAE, on its device.
+
+    An SAE without a k of its own gets a TopK control with as many latents a token as it has on
+    average: thresholds are learned, and random ones would set the sparsity by chance.
 
     Args:
         sae: the trained SAE.
-        facts: its manifest's facts: ``seed`` and ``b_dec_init``.
+        facts: its manifest's facts: ``seed`` and ``b_dec_init``, and ``control_k`` where the SAE
+            has no k.
     """
-    d_model, d_sae = sae.W_enc.shape
-    control = untrained(d_model, d_sae, sae.k, facts["seed"], facts["b_dec_init"])
+    k = facts["control_k"] if sae.k is None else sae.k
+    control = untrained(sae.d_model, sae.d_sae, k, facts["seed"], facts["b_dec_init"])
     return control.to(sae.W_enc.device)
 
 

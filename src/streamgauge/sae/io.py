@@ -1,30 +1,38 @@
 """SAE directories in the layout of SAELens, and checkpoints of a training run.
 
 A directory holds ``cfg.json`` and ``sae_weights.safetensors`` with ``W_enc`` (d, m), ``b_enc``,
-``W_dec`` (m, d) and ``b_dec``; ``sae_lens.SAE.load_from_disk`` reads it. Weights are read from
-safetensors only, never from a pickle.
+``W_dec`` (m, d), ``b_dec`` and, for JumpReLU, ``threshold`` (m,); ``sae_lens.SAE.load_from_disk``
+reads it. Weights are read from safetensors only, never from a pickle. Other layouts: `formats`.
 """
 
 import contextlib
 import json
 import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from streamgauge.errors import StreamgaugeError
+from streamgauge.sae.codec import SparseAutoencoder
+from streamgauge.sae.threshold import ThresholdSAE
 from streamgauge.sae.topk import TopKSAE
+from streamgauge.wording import kind_of, shown
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
+ARCHITECTURES = ("topk", "standard", "jumprelu")
+LARGEST = 1 << 31  # of a number of latents or dimensions that a configuration may name
 # The layout written here. Without a version of at least 6 SAELens takes the directory for an
 # older layout and drops the metadata.
 SAE_LENS_VERSION = "6.54.12"
 
 
-def save(sae: TopKSAE, directory: Path | str, metadata: dict) -> None:
+def save(sae: SparseAutoencoder, directory: Path | str, metadata: dict) -> None:
     """Write an SAE in SAELens' layout. The same SAE and metadata give the same bytes.
 
     Args:
@@ -35,48 +43,50 @@ def save(sae: TopKSAE, directory: Path | str, metadata: dict) -> None:
     """
     directory = Path(directory)
     config = {
-        "architecture": "topk",
+        "architecture": sae.architecture,
         "d_in": sae.d_model,
         "d_sae": sae.d_sae,
-        "k": sae.k,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
         "metadata": {**metadata, "sae_lens_version": SAE_LENS_VERSION},
     }
-    tensors = {name: getattr(sae, name).cpu().float().contiguous() for name in NAMES}
+    if sae.k is not None:
+        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    tensors = {name: value.cpu().float() for name, value in sae.tensors().items()}
     _replace(directory / WEIGHTS, lambda path: save_file(tensors, path))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     _replace(directory / CONFIG, lambda path: path.write_text(text))
 
 
-def load(directory: Path | str, device: str | torch.device = "cpu") -> tuple[TopKSAE, dict]:
-    """Read a TopK SAE in SAELens' layout, ours or theirs: (SAE in float32, its ``cfg.json``).
+def load(
+    directory: Path | str, device: str | torch.device = "cpu"
+) -> tuple[SparseAutoencoder, dict]:
+    """Read an SAE in SAELens' layout, ours or theirs: (SAE in float32, its ``cfg.json``).
 
-    SAEs that rank latents by activation times decoder norm, or that do not subtract b_dec from
-    the input, are rewritten to the plain formula; their outputs agree up to rounding.
+    TopK, standard (ReLU) and JumpReLU are read. SAEs that rank latents by activation times decoder
+    norm, or that do not subtract b_dec from the input, are rewritten to the plain formula; their
+    outputs agree up to rounding.
 
     Raises:
-        StreamgaugeError: no such directory, weights that are no safetensors, another
+        StreamgaugeError: no such directory, weights that are no safetensors or not finite, another
             architecture or an input normalisation, k > d_sae, shapes that do not fit.
     """
     directory = Path(directory)
-    config = _read_config(directory)
-    sae = _read_weights(directory, config["k"])
-    d, m = config.get("d_in", sae.d_model), config.get("d_sae", sae.d_sae)
-    if (d, m) != (sae.d_model, sae.d_sae):
-        raise StreamgaugeError(
-            f"the configuration says {d} x {m}, the weights are {sae.d_model} x {sae.d_sae}",
-            where=str(directory),
-            remedy="The two files belong to different SAEs; fetch them again.",
-        )
+    path = directory / CONFIG
+    config = read_json(path, f"An SAE is a directory with {CONFIG} and {WEIGHTS}, as SAELens does.")
+    architecture = _architecture(config, path)
+    k = whole(_legacy_k(config), "k", path) if architecture == "topk" else None
+    names = (*NAMES, "threshold") if architecture == "jumprelu" else NAMES
+    tensors = read_tensors(directory / WEIGHTS, names)
+    sae = assemble(tensors, k, directory / WEIGHTS)
+    check_sizes(sae, config.get("d_in", sae.d_model), config.get("d_sae", sae.d_sae), directory)
     if not config.get("apply_b_dec_to_input", True):
         # x W + b = (x - b_dec) W + (b + b_dec W)
-        sae = TopKSAE(sae.W_enc, sae.b_enc + sae.b_dec @ sae.W_enc, sae.W_dec, sae.b_dec, sae.k)
-    if config.get("rescale_acts_by_decoder_norm", False):
+        sae = replace(sae, b_enc=sae.b_enc + sae.b_dec @ sae.W_enc)
+    if architecture == "topk" and config.get("rescale_acts_by_decoder_norm", False):
         sae = fold_decoder_norm(sae)
     return sae.to(device), config
 
@@ -88,8 +98,11 @@ def fold_decoder_norm(sae: TopKSAE) -> TopKSAE:
     (TopK of pre-activation times decoder norm, decoded with normalised rows).
     """
     norm = sae.W_dec.norm(dim=1).clamp(min=1e-8)
-    return TopKSAE(
-        sae.W_enc * norm, sae.b_enc * norm, sae.W_dec / norm.unsqueeze(1), sae.b_dec, sae.k
+    return replace(
+        sae,
+        W_enc=sae.W_enc * norm,
+        b_enc=sae.b_enc * norm,
+        W_dec=sae.W_dec / norm.unsqueeze(1),
     )
 
 
@@ -137,60 +150,135 @@ def _replace(path: Path, write) -> None:
         ) from error
 
 
-def _read_config(directory: Path) -> dict:
-    path = directory / CONFIG
+# --- what a stranger's directory holds ------------------------------------------------------------
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A configuration: a JSON mapping.
+
+    Raises:
+        StreamgaugeError: there is none, it is no JSON or no mapping; `remedy` says what was wanted.
+    """
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
         raise StreamgaugeError(
-            f"no readable {CONFIG} ({error})",
-            where=str(directory),
-            remedy=f"An SAE is a directory with {CONFIG} and {WEIGHTS}, as SAELens saves it.",
+            f"no readable {path.name} ({reason})", where=str(path.parent), remedy=remedy
         ) from error
-    for key, wanted, default in (
-        ("architecture", ("topk",), "standard"),
-        ("normalize_activations", ("none", None), "none"),
-        ("reshape_activations", ("none", None), "none"),
-    ):
-        value = config.get(key, default)
-        if value not in wanted:
-            raise StreamgaugeError(
-                f"{key} is {value!r}, but only {wanted[0]!r} can be read",
-                where=str(path),
-                remedy="Give a TopK SAE of plain residual-stream activations.",
-            )
-    if not isinstance(config.get("k"), int):
-        raise StreamgaugeError(
-            f"k is {config.get('k')!r}, not a number of latents", where=str(path)
-        )
+    if not isinstance(config, dict):
+        raise StreamgaugeError(f"holds {kind_of(config)}", where=str(path), remedy=remedy)
     return config
 
 
-def _read_weights(directory: Path, k: int) -> TopKSAE:
-    path = directory / WEIGHTS
-    if not path.exists():
-        others = sorted(
-            p.name for p in directory.iterdir() if p.suffix in (".pt", ".pth", ".bin", ".pkl")
-        )
+def read_tensors(
+    path: Path, names: Iterable[str], optional: Iterable[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file in float32, those of `optional` where they are there.
+
+    Raises:
+        StreamgaugeError: no such file (naming pickles that lie there instead), no safetensors, a
+            tensor missing, not of a floating type, or not finite.
+    """
+    names, optional = list(names), list(optional)
+    pickles = "Convert the weights to safetensors; pickles run code and are never loaded."
+    if not path.is_file():
+        others = unsafe(path.parent)
         found = f"only {', '.join(others)}, which may be a pickle" if others else "no weights"
         raise StreamgaugeError(
-            f"{found}; {WEIGHTS} is needed",
-            where=str(directory),
-            remedy="Convert the weights to safetensors; pickles run code and are never loaded.",
+            f"{found}; {path.name} is needed", where=str(path.parent), remedy=pickles
         )
     try:
         with safe_open(path, framework="pt") as file:
-            missing = [name for name in NAMES if name not in file.keys()]
-            tensors = {n: file.get_tensor(n).float() for n in NAMES if n not in missing}
+            there = set(file.keys())
+            tensors = {n: file.get_tensor(n) for n in (*names, *optional) if n in there}
     except (SafetensorError, OSError) as error:
         raise StreamgaugeError(
-            f"not a safetensors file ({error})",
-            where=str(path),
-            remedy="Convert the weights to safetensors; pickles run code and are never loaded.",
+            f"not a safetensors file ({error})", where=str(path), remedy=pickles
         ) from error
+    missing = [name for name in names if name not in tensors]
     if missing:
         raise StreamgaugeError(f"tensors missing: {', '.join(missing)}", where=str(path))
+    for name in names:
+        if not tensors[name].is_floating_point():
+            raise StreamgaugeError(
+                f"{name} is of type {tensors[name].dtype}, not floating point", where=str(path)
+            )
+        tensors[name] = tensors[name].float()
+        if not tensors[name].isfinite().all():
+            raise StreamgaugeError(
+                f"{name} has values that are not finite",
+                where=str(path),
+                remedy="The SAE is broken; fetch or train it again.",
+            )
+    return tensors
+
+
+def unsafe(directory: Path) -> list[str]:
+    """Names of the files in `directory` that may be pickles, sorted."""
+    suffixes = (".pt", ".pth", ".bin", ".pkl")
+    files = directory.iterdir() if directory.is_dir() else ()
+    return sorted(file.name for file in files if file.suffix in suffixes)
+
+
+def whole(config: Mapping[str, Any], key: str, where: Path) -> int:
+    """A whole number from 1 that a configuration gives.
+
+    Raises:
+        StreamgaugeError: it is missing, of another type, or out of any sensible range.
+    """
+    value = config.get(key)
+    if type(value) is not int or not 1 <= value < LARGEST:
+        raise StreamgaugeError(f"{key} is {shown(value)}, not a usable number", where=str(where))
+    return value
+
+
+def assemble(tensors: Mapping[str, torch.Tensor], k: int | None, where: Path) -> SparseAutoencoder:
+    """The SAE of these tensors: TopK where there is a k.
+
+    Raises:
+        StreamgaugeError: shapes that do not fit, k > d_sae.
+    """
     try:
-        return TopKSAE(**tensors, k=k)
+        return ThresholdSAE(**tensors) if k is None else TopKSAE(**tensors, k=k)
     except StreamgaugeError as error:
-        raise StreamgaugeError(error.problem, where=str(path), remedy=error.remedy) from error
+        raise StreamgaugeError(error.problem, where=str(where), remedy=error.remedy) from error
+
+
+def check_sizes(sae: SparseAutoencoder, d_model, d_sae, where: Path) -> None:
+    """Refuse weights of other sizes than the configuration names."""
+    if (d_model, d_sae) != (sae.d_model, sae.d_sae):
+        raise StreamgaugeError(
+            f"the configuration says {shown(d_model)} x {shown(d_sae)}, the weights are "
+            f"{sae.d_model} x {sae.d_sae}",
+            where=str(where),
+            remedy="The two files belong to different SAEs; fetch them again.",
+        )
+
+
+def _architecture(config: Mapping[str, Any], path: Path) -> str:
+    """Which of `ARCHITECTURES` it is, in the present layout or one older than SAELens 6."""
+    architecture = config.get("architecture", "standard")
+    activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+    if (architecture, activation) == ("standard", "topk"):
+        architecture, activation = "topk", "relu"
+    plain = (
+        ("architecture", architecture, ARCHITECTURES),
+        ("activation_fn", activation, ("topk", "relu") if architecture == "topk" else ("relu",)),
+        ("normalize_activations", config.get("normalize_activations"), ("none", None, False)),
+        ("reshape_activations", config.get("reshape_activations"), ("none", None)),
+        ("finetuning_scaling_factor", config.get("finetuning_scaling_factor"), (False, None)),
+    )
+    for key, value, wanted in plain:
+        if value not in wanted:
+            raise StreamgaugeError(
+                f"{key} is {shown(value)}, but only {', '.join(filter(None, wanted)) or 'false'} "
+                "can be read",
+                where=str(path),
+                remedy="Give a TopK, ReLU or JumpReLU SAE of plain residual-stream activations.",
+            )
+    return architecture
+
+
+def _legacy_k(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`config`, or the mapping that holds k in layouts older than SAELens 6."""
+    older = config.get("activation_fn_kwargs")
+    return older if "k" not in config and isinstance(older, dict) else config
