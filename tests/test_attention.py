@@ -232,11 +232,9 @@ def test_one_sequence_has_no_interval(rows):
 
 
 def test_a_study_says_which_sae_a_row_is(rows):
-    w = {"subject": "s", "corpus": "c", "ell": "01", "expansion": "8", "tokens": "1000"}
-    parts = [
-        ({"spec": {"wildcards": {**w, "k": k, "objective": "mse", "seed": "0"}}}, rows)
-        for k in ("8", "32")
-    ]
+    w = {"subject": "s", "corpus": "c", "ell": "01"}
+    names = [f"topk-x8-k{k}-t1000-mse-seed0" for k in (8, 32)]
+    parts = [({"spec": {"wildcards": {**w, "sae": name}}}, rows) for name in names]
     found = attention.study_table(parts, resamples=10)
     assert list(found.k.unique()) == [8, 32] and (found.hook_layer == 1).all()
     assert list(found)[:9] == [

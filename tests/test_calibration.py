@@ -190,7 +190,7 @@ def manifest(**wildcards):
     return {"spec": {"wildcards": {"subject": "s", "corpus": "c", "ell": "07", **wildcards}}}
 
 
-CELL = {"expansion": "8", "k": "4", "tokens": "100", "objective": "mse", "seed": "0"}
+SAE = {"sae": "topk-x8-k4-t100-mse-seed0"}
 SETTINGS_OF_TABLE = {"resamples": 300, "confidence": 0.9, "seed": 1}
 
 
@@ -220,7 +220,7 @@ def sae_tables(k, ratio):
 
 @pytest.fixture(scope="module")
 def points(table):
-    records = [manifest(**{**CELL, "k": str(k)}) for k in (4, 16)]
+    records = [manifest(sae=f"topk-x8-k{k}-t100-mse-seed0") for k in (4, 16)]
     made = [sae_tables(4, 1.25), sae_tables(16, 1.25)]
     return calibration.points(
         [(manifest(), table)],
@@ -320,7 +320,7 @@ def test_a_kl_at_or_below_zero_is_left_out_of_the_logarithms(points):
 
 
 def test_tables_that_do_not_belong_together_are_errors(table):
-    record, (measured, predicted) = manifest(**CELL), sae_tables(4, 1.0)
+    record, (measured, predicted) = manifest(**SAE), sae_tables(4, 1.0)
     with pytest.raises(StreamgaugeError, match="no sensitivity table"):
         calibration.points([(manifest(), table)], [(record, measured)], [])
     with pytest.raises(StreamgaugeError, match="different sequences"):

@@ -1,4 +1,4 @@
-"""`streamgauge inspect` and `streamgauge verify` on real artifacts of a small made-up study."""
+"""`streamgauge inspect` and `verify` on real artifacts of a small made-up study."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from streamgauge import cli, config, contents, inspect, manifest, provenance, sc
 ROOT = Path(__file__).resolve().parents[1]
 CELL = {"subject": "smollm2-135m", "corpus": "python-docs"}
 LAYER = {**CELL, "ell": "10"}
-SAE = {**LAYER, "expansion": "8", "k": "8", "tokens": "200000", "objective": "mse", "seed": "0"}
+SAE = {**LAYER, "sae": "topk-x8-k8-t200000-mse-seed0"}
 
 
 def write_manifest(project, path, stage, wildcards, files, inputs=(), facts=None):
@@ -498,6 +498,7 @@ def test_samples_of_large_arrays_are_bounded_and_even(project, monkeypatch):
         (["verify", "nowhere"], "does not exist"),
         (["verify", "workflow"], "no artifact"),
         (["verify", "--configfile", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["audit", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(project, run, words, says):
@@ -518,11 +519,14 @@ def test_outside_a_checkout_files_are_still_checked(project, run, tmp_path, monk
     assert status == 0 and "tokens-train.json is missing" in " ".join(out.split())
 
 
+COMMANDS = ("inspect", "verify", "estimate", "compare", "audit")
+
+
 def test_help_and_unknown_commands():
-    for words in (["--help"], ["inspect", "--help"], ["verify", "--help"]):
+    for words in (["--help"], *([command, "--help"] for command in COMMANDS)):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 0
     with pytest.raises(SystemExit) as ended:
-        cli.main(["compare"])
+        cli.main(["conquer"])
     assert ended.value.code == 2

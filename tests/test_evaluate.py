@@ -135,7 +135,7 @@ def test_latents_are_counted_where_they_fire(setup, tables):
 
 def test_the_cut_into_batches_and_chunks_does_not_show(subject, setup, tables, monkeypatch):
     _, _, mean, threshold, codecs = setup
-    monkeypatch.setitem(evaluate.LOGITS_AT_ONCE, "cpu", 5 * models.VOCAB)
+    monkeypatch.setitem(hooks.LOGITS_AT_ONCE, "cpu", 5 * models.VOCAB)
     monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", 2 * T)
     other = evaluate.evaluate(subject, TOKENS, LAYER, codecs, mean, threshold, batch_size=7)
     for one, two in zip(tables, other, strict=True):

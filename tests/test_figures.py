@@ -2,14 +2,12 @@
 
 import itertools
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from matplotlib.text import Text
 
+from figure_checks import check_layout, check_refusals, check_same_bytes, lines
 from streamgauge import drawing, figures, manifest, metrics
 from streamgauge.errors import StreamgaugeError
 
@@ -25,12 +23,12 @@ def grid_table(layers=(10, 20), ks=(8, 32, 128), seeds=(0,), subjects=("small",)
                         shift = 0.01 * seed - 0.1 * (token_set == "no_sink")
                         trained = 1 - 1 / (1 + np.log2(k)) + shift
                         values = {
-                            "sae": (trained, trained - 0.05 - layer / 1000),
-                            "untrained": (-0.1 * np.log2(k), -0.9),
-                            "zero": (-0.3, -1.5),
-                            "mean": (0.0, -0.7),
+                            "sae": (trained, trained - 0.05 - layer / 1000, 9 / k),
+                            "untrained": (-0.1 * np.log2(k), -0.9, 6.0),
+                            "zero": (-0.3, -1.5, 8.0),
+                            "mean": (0.0, -0.7, 5.0),
                         }
-                        for codec, (r2, ce_rec) in values.items():
+                        for codec, (r2, ce_rec, kl) in values.items():
                             sparse = codec in ("sae", "untrained")
                             row = {
                                 "subject": subject,
@@ -48,6 +46,11 @@ def grid_table(layers=(10, 20), ks=(8, 32, 128), seeds=(0,), subjects=("small",)
                                 else np.nan,
                             }
                             scores = {"r2": r2, "ce_rec_mean_of_ratios": ce_rec}
+                            row |= {
+                                "kl_nats": kl,
+                                "kl_nats_low": 0.9 * kl,
+                                "kl_nats_high": 1.2 * kl,
+                            }
                             for name, value in scores.items():
                                 row |= {name: value, f"{name}_low": value - 0.04}
                                 row |= {f"{name}_high": value + 0.02}
@@ -99,50 +102,15 @@ DRAWN = {
 }
 
 
-def lines(ax, colour, marker=None):
-    """Drawn lines of one colour: those with a marker, or those without."""
-    return [
-        line
-        for line in ax.get_lines()
-        if to_hex(line.get_color()).upper() == colour.upper()
-        and line.get_marker() == (marker or "None")
-    ]
-
-
 # --- every figure -------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", DRAWN)
 def test_text_fits_and_nothing_covers_the_axes(name):
-    """Every text lies inside the page at 8 or 9 points; the legend lies outside the axes."""
-    figure = DRAWN[name]()
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    with drawing.style():
-        figure.draw(renderer)
-        page = figure.bbox.padded(1)
-        parts = [legend.get_window_extent(renderer) for legend in figure.legends]
-        for ax in figure.axes:
-            assert not parts[0].overlaps(ax.get_window_extent(renderer))
-        parts += [ax.get_tightbbox(renderer) for ax in figure.axes]
-        parts += [text.get_window_extent(renderer) for text in figure.texts]
-    for part in parts:
-        assert page.x0 <= part.x0 and part.x1 <= page.x1
-        assert page.y0 <= part.y0 and part.y1 <= page.y1
-    for text in figure.findobj(Text):
-        assert 8 <= text.get_fontsize() <= 9
-    width = figure.get_size_inches()[0]
-    assert width in (drawing.SINGLE, drawing.MIDDLE, drawing.DOUBLE)
+    check_layout(DRAWN[name]())
 
 
 @pytest.mark.parametrize("name", ["proxy_gap", "rate_distortion", "pr_canyon", "loss_curves"])
 def test_same_table_same_bytes(name, tmp_path):
-    """Neither the time, nor a user's matplotlibrc, nor pyplot's state is in the file."""
-    for i, rc in enumerate([{}, {"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "x"}]):
-        with matplotlib.rc_context(rc):
-            figures.save(DRAWN[name](), tmp_path / f"{i}.svg", tmp_path / f"{i}.png")
-    for suffix in ("svg", "png"):
-        first, second = ((tmp_path / f"{i}.{suffix}").read_bytes() for i in range(2))
-        assert first == second
-    text = (tmp_path / "0.svg").read_text()
-    assert "<dc:date>" not in text and matplotlib.__version__ not in text
+    check_same_bytes(DRAWN[name], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +123,7 @@ def test_same_table_same_bytes(name, tmp_path):
     ],
 )
 def test_unusable_tables(draw, table, column):
-    with pytest.raises(StreamgaugeError, match=f"lacks the columns {column}"):
-        draw(table().drop(columns=column))
-    with pytest.raises(StreamgaugeError, match="nothing to draw"):
-        draw(table().iloc[:0])
+    check_refusals(draw, table(), column)
 
 
 def test_a_grid_of_controls_only_is_refused():
@@ -223,7 +188,7 @@ def test_rate_distortion_flips_and_keeps_what_a_log_axis_cannot_hold():
     table = grid_table((10,), (8, 32))
     perfect = (table.codec == "sae") & (table.k == 32) & (table.token_set == "all")
     table.loc[perfect, "ce_rec_mean_of_ratios"] = 1.02
-    left, right = figures.rate_distortion(table).axes
+    left, right, cost = figures.rate_distortion(table).axes
     trained = table[(table.codec == "sae") & (table.token_set == "all")]
     points = lines(left, drawing.BLUE, "o")[0]
     np.testing.assert_allclose(points.get_ydata(), 1 - trained.r2)
@@ -234,6 +199,14 @@ def test_rate_distortion_flips_and_keeps_what_a_log_axis_cannot_hold():
     assert 0 < triangles[0].get_ydata()[0] < min(others)
     levels = [line for line in lines(right, drawing.GREY) if line.get_linestyle() == ":"]
     np.testing.assert_allclose(levels[0].get_ydata(), 1.7)
+    (kl, *_) = lines(cost, drawing.BLUE, "o")
+    np.testing.assert_allclose(kl.get_ydata(), trained.kl_nats)
+    spans = [segment[:, 1] for c in cost.collections for segment in c.get_segments()]
+    assert [pytest.approx([0.9 * 9 / 8, 1.2 * 9 / 8])] == [s for s in spans if s[1] == 1.35][:1]
+    assert [line.get_ydata()[0] for line in lines(cost, drawing.GREY) if line.get_ls() == ":"] == [
+        5
+    ]
+    assert cost.get_yscale() == "log" and cost.get_ylabel() == "KL, nats"
 
 
 def test_pr_canyon_draws_the_ceiling_prints_n_and_marks_hooked_layers():
@@ -286,7 +259,7 @@ def test_read_histories_adds_what_the_spec_says(tmp_path):
         )
         spec = (
             '{"stage": "train_sae", "wildcards": {"subject": "s", "corpus": "c", "ell": "03",'
-            f' "expansion": "8", "k": "{k}", "tokens": "1000", "objective": "mse", "seed": "0"}}}}'
+            f' "sae": "topk-x8-k{k}-t1000-mse-seed0"}}}}'
         )
         manifest.write(folder / "sae.json", spec, [folder / "training.csv"])
         tables.append(folder / "training.csv")

@@ -135,7 +135,7 @@ def test_the_graph_begins_at_the_hook_point(exact, monkeypatch, skips):
 def test_temporaries_over_the_vocabulary_are_cut(exact, monkeypatch):
     ids = draw_ids()
     whole = gradients.of_summed_loss(exact, ids, LAYER)
-    monkeypatch.setattr(gradients, "_AT_ONCE", {"cpu": 3 * VOCABULARY})
+    monkeypatch.setitem(hooks.LOGITS_AT_ONCE, "cpu", 3 * VOCABULARY)
     torch.testing.assert_close(gradients.of_summed_loss(exact, ids, LAYER), whole, rtol=0, atol=0)
 
 

@@ -184,7 +184,7 @@ def test_draws_depend_on_seed_sequence_and_probe_only(exact, ids, monkeypatch):
     assert (scaled(ids, [7, 8], 3, seed=1) != base)[:, :-1].all()
     assert (scaled(ids[:1], [8], 3) != base[:1])[:, :-1].all()
     assert (base[..., 0] != base[..., 1])[:, :-1].all()
-    monkeypatch.setattr(gradients, "_AT_ONCE", {"cpu": 3 * VOCABULARY})
+    monkeypatch.setitem(hooks.LOGITS_AT_ONCE, "cpu", 3 * VOCABULARY)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     torch.testing.assert_close(scaled(ids, [7, 8], 3), base, rtol=0, atol=0)
 

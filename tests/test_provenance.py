@@ -117,3 +117,21 @@ def test_own_files(tmp_path):
     assert provenance.own_files({"source": "gguf", "path": "m.gguf"}) == ["m.gguf"]
     assert provenance.own_files({"source": "gguf", "package": "p", "file": "m.gguf"}) == []
     assert provenance.own_files({"source": "python-docs"}) == []
+
+
+def test_the_folder_of_a_trained_sae_says_how_it_was_trained():
+    place = {"subject": "s", "corpus": "c", "ell": "03"}
+    layer = {"subject": "s", "corpus": "c", "layer": 3}
+    assert provenance.cell(place) == layer
+    name = "topk-x8-k32-t50000-e2e-seed1"
+    found = provenance.cell({**place, "sae": name})
+    how = {"expansion": 8, "k": 32, "tokens": 50000, "objective": "e2e", "seed": 1}
+    assert found == {**layer, "sae": name, **how}
+    assert provenance.cell({**place, "sae": "theirs"}) == {**layer, "sae": "theirs"}
+
+
+def test_depths_are_places_in_the_lists_of_layers():
+    grid = {"subjects": ["a", "b"], "layers": {"a": [1, 3], "b": [4, 12]}, "depths": None}
+    assert provenance.depths(grid) == {"a": {"1": "1", "3": "2"}, "b": {"4": "1", "12": "2"}}
+    named = provenance.depths({**grid, "depths": ["early", "mid"]})
+    assert named["b"] == {"4": "early", "12": "mid"}

@@ -82,10 +82,10 @@ def test_what_comes_out(store, together):
 
 def test_a_cell_of_the_grid(store, tmp_path):
     """Its files, and the manifest's facts."""
-    wildcards = {"subject": "s", "corpus": "c", "expansion": "4", "k": "4", "seed": "0"}
-    wildcards |= {"tokens": str(RUNS[0].tokens), "objective": "mse"}
+    place = {"subject": "s", "corpus": "c", "expansion": 4, "k": 4, "seed": 0}
+    place |= {"tokens": RUNS[0].tokens, "objective": "mse"}
     settings = dataclasses.asdict(SETTINGS)
-    facts = cell.fit(store.path, tmp_path, wildcards, settings, "identity")
+    facts = cell.fit(store.path, tmp_path, place, settings, "identity")
     sae, config = io.load(tmp_path)
     assert {
         "d_model": D,

@@ -316,11 +316,10 @@ def test_sensitivity_of_other_sequences_is_an_error():
 
 
 def test_the_grid_table_has_one_row_for_each_codec_and_token_set():
-    wildcards = {"subject": "s", "corpus": "c", "ell": "03", "expansion": "8", "k": "3"}
-    wildcards |= {"tokens": "1000", "objective": "mse"}
+    wildcards = {"subject": "s", "corpus": "c", "ell": "03"}
     records = [
         {
-            "spec": {"wildcards": wildcards | {"seed": str(seed)}},
+            "spec": {"wildcards": wildcards | {"sae": f"topk-x8-k3-t1000-mse-seed{seed}"}},
             "facts": {"d_model": 4, "d_sae": 32, "scores": found},
         }
         for seed, found in enumerate([FOUND, json.loads(json.dumps(FOUND, sort_keys=True))])

@@ -184,13 +184,10 @@ def _kl_sums(clean, patched) -> np.ndarray:
     In float64, unlike the KL of an evaluation: rounding a log softmax to float32 leaves about
     1e-7 nats, more than a small error costs. A few positions at a time, as there.
     """
-    n, length, vocabulary = clean.shape
-    elements = evaluate.LOGITS_AT_ONCE.get(clean.device.type, evaluate.LOGITS_AT_ONCE_ELSEWHERE)
-    step = max(1, elements // vocabulary)
+    n, length, _ = clean.shape
     sums = np.zeros(n)
     for i in range(n):
-        for first in range(0, length - 1, step):
-            at = slice(first, min(first + step, length - 1))
+        for at in hooks.logits_slices(clean, length - 1):
             pair = (metrics.log_probabilities(metrics.float64(x[i, at])) for x in (clean, patched))
             sums[i] += float(metrics.kl_per_position(*pair).sum())
     return sums

@@ -15,17 +15,13 @@ import torch
 
 from streamgauge import metrics
 from streamgauge.errors import StreamgaugeError
-from streamgauge.hooks import hook_name
+from streamgauge.hooks import hook_name, logits_slices
 from streamgauge.progress import Progress
 from streamgauge.stores import TOKEN_SETS, no_sink
 
 #: residuals (n, d) -> (reconstructions (n, d), latents (n, m) or None); a `TopKSAE` is one
 Codec = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
-# Elements held at once in each temporary over the vocabulary: on a CPU 4 MB of float32, which
-# its cache holds (half the time of 32 MB); on an accelerator 128 MB, so that launches do not count.
-LOGITS_AT_ONCE = {"cpu": 1 << 20}
-LOGITS_AT_ONCE_ELSEWHERE = 1 << 25
 # Tokens a codec is given at once, so that latents of a wide SAE fit.
 TOKENS_AT_ONCE = 4096
 _LATENT_COUNTS = ("latent", *(f"n_{s}" for s in TOKEN_SETS))
@@ -226,15 +222,12 @@ class _Batch:
 
         A few positions at a time: at a vocabulary of 50,000 every temporary counts.
         """
-        n, length, vocabulary = logits.shape
-        at_once = LOGITS_AT_ONCE.get(logits.device.type, LOGITS_AT_ONCE_ELSEWHERE)
-        step = max(1, at_once // vocabulary)
+        n, length, _ = logits.shape
         ce, kl = np.zeros((2, n, length - 1))
         for i in range(n):
-            for first in range(0, length - 1, step):
-                at = slice(first, min(first + step, length - 1))
+            for at in logits_slices(logits, length - 1):
                 log_q = metrics.log_probabilities(logits[i, at])
-                labels = self.ids[i, first + 1 : at.stop + 1]
+                labels = self.ids[i, at.start + 1 : at.stop + 1]
                 ce[i, at] = metrics.cross_entropy_per_position(log_q, labels).cpu()
                 if divergence:
                     log_p = metrics.log_probabilities(self.logits[i, at])

@@ -6,7 +6,6 @@ at the hook point: blocks below it run without gradients, once, to give the clea
 derivative of the loss by the logits, p − e_label, is written down instead of being differentiated.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,6 @@ DTYPES = ("bfloat16", "float16", "float32")
 UNITS = "nats per unit of activation"
 # a stored token may lose this share of its non-zero elements to zero
 _FLUSHED_SHARE = 0.01
-# Elements held at once in each temporary over the vocabulary: on a CPU 4 MB of float32, which its
-# cache holds; on an accelerator 128 MB, so that launches do not count.
-_AT_ONCE = {"cpu": 1 << 20}
-_AT_ONCE_ELSEWHERE = 1 << 25
 
 
 def computed_in(dtype: str) -> str:
@@ -93,12 +88,6 @@ class Pullback:
         )
 
 
-def row_slices(x: Tensor) -> Iterator[slice]:
-    """Slices of the first axis of `x` (rows, vocabulary) that bound a temporary's size."""
-    step = max(1, _AT_ONCE.get(x.device.type, _AT_ONCE_ELSEWHERE) // x.shape[1])
-    return (slice(at, at + step) for at in range(0, len(x), step))
-
-
 def probabilities(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """softmax over the vocabulary, (batch, position, vocabulary); 0 at the last position.
 
@@ -106,7 +95,7 @@ def probabilities(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """
     p = torch.empty_like(logits, dtype=dtype)
     flat, rows = p.flatten(0, 1), logits.flatten(0, 1)
-    for at in row_slices(flat):
+    for at in hooks.logits_slices(flat, len(flat)):
         torch.softmax(rows[at].to(dtype), -1, out=flat[at])
     p[:, -1] = 0
     return p

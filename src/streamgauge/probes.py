@@ -125,7 +125,7 @@ def _times_root_fisher(root: Tensor, u: Tensor) -> None:
         root: √p, (batch, position, vocabulary).
     """
     root, u = root.flatten(0, 1), u.flatten(0, 1)
-    for at in gradients.row_slices(u):
+    for at in hooks.logits_slices(u, len(u)):
         along = torch.linalg.vecdot(root[at], u[at])[:, None]
         u[at].addcmul_(root[at], along, value=-1).mul_(root[at])
 
