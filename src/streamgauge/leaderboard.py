@@ -5,6 +5,7 @@ made from a study's grid table alone.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -78,15 +79,7 @@ def leaderboard(
         StreamgaugeError: the table lacks a column that says which SAE a row is, or a target, or
             holds no SAE.
     """
-    needed = ["subject", "k", "codec", "token_set", *TARGETS]
-    missing = [name for name in needed if name not in grid]
-    if missing:
-        raise StreamgaugeError(
-            f"the grid table has no column '{missing[0]}'", remedy="Remake the grid table."
-        )
-    trained = grid[grid.codec == "sae"]
-    if trained.empty:
-        raise StreamgaugeError("the grid table holds no SAE", remedy="Remake the grid table.")
+    trained = _trained(grid, TARGETS)
     settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
     rows = []
     for token_set in TOKEN_SETS:
@@ -104,6 +97,63 @@ def leaderboard(
     known = {name: pd.Categorical(table[name], o) for name, o in zip(_KEYS, order, strict=True)}
     table = table.assign(**known).sort_values([*_KEYS, "rank"], kind="stable", ignore_index=True)
     return table.astype(dict.fromkeys(_KEYS, str))
+
+
+def advantage(
+    grid: pd.DataFrame,
+    *,
+    over: str = "r2",
+    target: str = "ce_rec_mean_of_ratios",
+    hows: Sequence[str] = HOWS,
+    resamples: int = 5000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How much better every proxy orders the SAEs of a study than one of them does.
+
+    Args:
+        grid, resamples, confidence, seed: see `leaderboard`.
+        over: the proxy that the others are held against.
+        target: a key of `TARGETS`.
+        hows: of `HOWS`, those wanted.
+
+    Returns:
+        One row for each ``token_set``, ``how`` and other ``proxy`` of the table: ``n``,
+        ``n_clusters``, ``spearman`` and ``spearman_over`` of the two over the SAEs that have both
+        proxies and the target; ``advantage``, their difference, with ``_low`` and ``_high`` from
+        the same resamples of clusters; ``null_low``, ``null_high`` and the one-sided ``p_value``,
+        both correlations taken with the same shuffled target. Where a correlation or an interval
+        does not exist (see `leaderboard`), all of it is NaN.
+
+    Raises:
+        StreamgaugeError: the table lacks a column that says which SAE a row is, `over` or
+            `target`, or holds no SAE.
+    """
+    trained = _trained(grid, [over, target])
+    settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    rows = []
+    for token_set in TOKEN_SETS:
+        part = trained[trained.token_set == token_set]
+        for how in hows:
+            saes = _Saes(part, how == "within_k", **settings)
+            for proxy in PROXIES:
+                if proxy != over and proxy in grid:
+                    key = {"token_set": token_set, "how": how, "proxy": proxy}
+                    rows.append(key | saes.advantage(proxy, over, target))
+    return pd.DataFrame(rows)
+
+
+def _trained(grid, columns) -> pd.DataFrame:
+    """The rows of SAEs in a grid table that has the columns needed."""
+    missing = [n for n in ("subject", "k", "codec", "token_set", *columns) if n not in grid]
+    if missing:
+        raise StreamgaugeError(
+            f"the grid table has no column '{missing[0]}'", remedy="Remake the grid table."
+        )
+    trained = grid[grid.codec == "sae"]
+    if trained.empty:
+        raise StreamgaugeError("the grid table holds no SAE", remedy="Remake the grid table.")
+    return trained
 
 
 class _Saes:
@@ -135,15 +185,39 @@ class _Saes:
             if n > 2 and found["n_clusters"] > 1 and 2 * len(defined) > len(r) - 1:
                 interval = statistics.percentile_interval(r[0], defined, n, self.confidence)
                 found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
-        rho = found["spearman"]
-        if np.isfinite(rho):
-            null = y[1][0][self._drawn(counted.tobytes())[1]] @ x[1][0]
-            tail = (1 - self.confidence) / 2
-            found["null_low"], found["null_high"] = np.quantile(null, [tail, 1 - tail])
-            # a shuffle that gives the same up to rounding counts against the proxy
-            beyond = np.count_nonzero(null >= rho - statistics.ROUNDING)
-            found["p_value"] = (1 + beyond) / (1 + len(null))
+        if np.isfinite(found["spearman"]):
+            found |= self._against_null(found["spearman"], x[1][0], y[1][0], counted)
         return found
+
+    def advantage(self, proxy, over, target) -> dict:
+        """Spearman's correlation of `proxy` with the target less that of `over`."""
+        columns = [self._values(name) for name in (proxy, over, target)]
+        counted = np.isfinite(columns).all(0)
+        n, clusters = int(counted.sum()), self._clusters(counted)
+        names = ("spearman", "spearman_over", "advantage", "advantage_low", "advantage_high")
+        found = {"n": n, "n_clusters": len(set(clusters))}
+        found |= dict.fromkeys((*names, "null_low", "null_high", "p_value"), np.nan)
+        if n < 3 or found["n_clusters"] < 2:
+            return found
+        one, two, y = (self._prepared(name, counted.tobytes())[1] for name in (proxy, over, target))
+        r, r_over = (np.clip(np.einsum("ri,ri->r", x, y), -1, 1) for x in (one, two))
+        d = r - r_over
+        defined = d[1:][np.isfinite(d[1:])]
+        if not np.isfinite(d[0]) or 2 * len(defined) <= len(d) - 1:
+            return found
+        interval = statistics.percentile_interval(d[0], defined, n, self.confidence)
+        found |= dict(zip(names, (float(r[0]), float(r_over[0]), *interval), strict=True))
+        return found | self._against_null(d[0], one[0] - two[0], y[0], counted)
+
+    def _against_null(self, value, x, y, counted) -> dict:
+        """Interval of x·y with the target y (n,) shuffled, and the one-sided p of `value`."""
+        null = y[self._drawn(counted.tobytes())[1]] @ x
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(null, [tail, 1 - tail])
+        # a shuffle that gives the same up to rounding counts against the proxy
+        beyond = np.count_nonzero(null >= value - statistics.ROUNDING)
+        p_value = (1 + beyond) / (1 + len(null))
+        return {"null_low": low, "null_high": high, "p_value": p_value}
 
     def _values(self, name) -> np.ndarray:
         """The column `name`, turned so that larger is better; NaN where the table lacks it."""

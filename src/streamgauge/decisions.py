@@ -1,0 +1,279 @@
+"""When a hypothesis about scale is supported: the rules alone, on numbers.
+
+Definitions are those of DEFINITIONS.md, "Comparisons across scale". Every rule takes a statistic
+together with its null; `Gap` and `Evidence` cannot be built without one. The rules of H0 and H1 run
+over any leading dimensions, so that `simulation` tries thousands of studies with the very code
+that `verdicts` judges one study with.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from streamgauge import statistics
+from streamgauge.errors import StreamgaugeError
+from streamgauge.statistics import Estimate
+
+SUPPORTED, REJECTED, OPEN = "supported", "rejected", "not adjudicated"
+#: a correlation over pairs of models needs this many
+FEWEST_POINTS = 4
+
+
+class Mean(NamedTuple):
+    """Means with their standard errors and degrees of freedom, arrays of one shape."""
+
+    value: np.ndarray
+    se: np.ndarray
+    df: np.ndarray
+
+    def interval(self, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the t interval; NaN where there is no standard error."""
+        reach = stats.t.ppf((1 + confidence) / 2, self.df) * self.se
+        return self.value - reach, self.value + reach
+
+
+def mean(value, se_sequences, n_sequences, se_seeds, n_seeds) -> Mean:
+    """`statistics.combined` for arrays: the variances of sequences and seeds add.
+
+    Args:
+        value: means over seeds, any shape; the others broadcast to it.
+        se_sequences, n_sequences: standard error over sequences and their number.
+        se_seeds, n_seeds: standard error over seeds and their number.
+
+    Returns:
+        Standard error and degrees of freedom (Welch–Satterthwaite) are NaN below two sequences or
+        two seeds: one seed says nothing about how much seeds differ.
+    """
+    parts = np.broadcast_arrays(value, se_sequences, n_sequences, se_seeds, n_seeds)
+    value, one, n_one, other, n_other = (np.asarray(part, np.float64) for part in parts)
+    one, other = one**2, other**2
+    df_one, df_other = n_one - 1, n_other - 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = one**2 / df_one + other**2 / df_other
+        df = np.where(spread > 0, (one + other) ** 2 / spread, df_one + df_other)
+    known = np.isfinite(one + other) & (df_one > 0) & (df_other > 0)
+    return Mean(value, *(np.where(known, x, np.nan) for x in (np.sqrt(one + other), df)))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """ΔCE_rec of every cell, and the same difference between untrained SAEs.
+
+    Attributes:
+        trained: shape ``(..., cells)``.
+        untrained: the null, same shape, finite.
+
+    Raises:
+        StreamgaugeError: the null is missing.
+    """
+
+    trained: Mean
+    untrained: np.ndarray
+
+    def __post_init__(self):
+        null = np.asarray(self.untrained, np.float64)
+        if null.shape != np.shape(self.trained.value) or not np.isfinite(null).all():
+            raise _no_null("a difference between models")
+
+
+class Equivalence(NamedTuple):
+    """Result of `equivalence`: the decision, and the p-value of every cell."""
+
+    equivalent: np.ndarray
+    p_equal: np.ndarray
+
+
+def equivalence(gap: Gap, *, margin: float, alpha: float) -> Equivalence:
+    """The rule of H0.
+
+    Args:
+        gap: ΔCE_rec, shape ``(..., cells)``.
+        margin: |ΔCE_rec| up to here is no gap.
+        alpha: level of the test.
+
+    Returns:
+        `equivalent`, shape ``(...)``: the gap is within the margin in every cell, by two one-sided
+        tests each. A claim about all cells needs no correction for their number. `p_equal`, shape
+        ``(..., cells)``, is NaN where a standard error is missing; nothing is decided there.
+    """
+    p_equal = _p_within(gap.trained, margin)
+    return Equivalence((p_equal < alpha).all(-1) & (p_equal.shape[-1] > 0), p_equal)
+
+
+class Residual(NamedTuple):
+    """Result of `residual_gap`: the decision, and the p-values of every cell."""
+
+    residual: np.ndarray
+    p_beyond: np.ndarray
+    p_converged: np.ndarray
+    p_residual: np.ndarray
+
+
+def residual_gap(
+    gap: Gap, small: Mean, big: Mean, *, margin: float, convergence: float, alpha: float
+) -> Residual:
+    """The rule of H1.
+
+    Args:
+        gap: ΔCE_rec at the largest budget, shape ``(..., cells)``.
+        small, big: change of CE_rec from the budget before it to that budget, of either model's
+            SAEs, same shape.
+        margin: |ΔCE_rec| up to here is no gap.
+        convergence: a change within ± this is none.
+        alpha: level of every test.
+
+    Returns:
+        `residual`, shape ``(...)``: in some cell the gap is beyond the margin and both models'
+        SAEs have converged. Of shape ``(..., cells)``: `p_beyond` (of |ΔCE_rec| ≤ margin),
+        `p_converged` (two one-sided tests of the change, the larger p of both models) and
+        `p_residual`, the larger of the two after Holm's correction over cells. NaN where a
+        standard error is missing; nothing is decided there.
+    """
+    p_beyond = _p_beyond(gap.trained, margin)
+    p_converged = np.maximum(_p_within(small, convergence), _p_within(big, convergence))
+    p_residual = _holm(np.maximum(p_beyond, p_converged))
+    return Residual((p_residual < alpha).any(-1), p_beyond, p_converged, p_residual)
+
+
+@dataclass(frozen=True)
+class Null:
+    """What the statistic is where there is nothing to find.
+
+    Attributes:
+        name: how it was made.
+        low, high: interval of the statistic under it.
+        p_value: one-sided, of the statistic against it.
+    """
+
+    name: str
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A rank correlation, or a difference of two, with its interval and its null.
+
+    Raises:
+        StreamgaugeError: the null is missing.
+    """
+
+    statistic: Estimate
+    null: Null
+
+    def __post_init__(self):
+        if not isinstance(self.null, Null) or not np.isfinite(self.null.p_value):
+            raise _no_null("a correlation")
+
+
+def ordering(evidence: Evidence, *, smallest: float, alpha: float) -> str:
+    """The rule of H2 and H3.
+
+    Args:
+        evidence: the statistic, positive where the hypothesis holds.
+        smallest: the smallest value that would matter.
+        alpha: level against the null.
+
+    Returns:
+        ``supported``: the null is rejected and the interval lies above 0. ``rejected``: the
+        interval lies below `smallest`. Else ``not adjudicated``.
+    """
+    low, high = evidence.statistic.low, evidence.statistic.high
+    if evidence.null.p_value <= alpha and low > 0:
+        return SUPPORTED
+    return REJECTED if high < smallest else OPEN
+
+
+def association(x, y, units, shuffled_units, confidence: float) -> Evidence | None:
+    """Spearman's correlation over pairs of units, against shuffled units.
+
+    Args:
+        x: shape ``(points,)``.
+        y: one value a unit, shape ``(units,)``.
+        units: the two units of every point, shape ``(points, 2)``; a point's y is their mean.
+        shuffled_units: orders of the units, shape ``(shuffles, units)``. Points that share a unit
+            are not independent, units are: so they are what the null shuffles.
+        confidence: of the interval, by Fisher's z with Bonett and Wright's standard error.
+
+    Returns:
+        None where x or y does not vary or there are fewer than `FEWEST_POINTS`.
+    """
+    x, y, units = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(units)
+    if len(x) < FEWEST_POINTS:
+        return None
+    places = statistics.standardised(statistics.ranks(x))
+
+    def spearman(order):
+        means = y[order][..., units].mean(-1)
+        return statistics.standardised(statistics.ranks(means)) @ places
+
+    rho = float(np.clip(spearman(np.arange(len(y))), -1, 1))
+    if not np.isfinite(rho):
+        return None
+    null = spearman(np.asarray(shuffled_units))
+    # a shuffle without any correlation counts against the hypothesis, as does rounding
+    beyond = np.count_nonzero(~(null < rho - statistics.ROUNDING))
+    tail = (1 - confidence) / 2
+    ends = np.nanquantile(null, [tail, 1 - tail])
+    z = stats.norm.ppf(1 - tail) * np.sqrt((1 + rho**2 / 2) / (len(x) - 3))
+    with np.errstate(divide="ignore"):
+        low, high = np.tanh(np.arctanh(rho) + np.array([-z, z]))
+    name = "values shuffled among models and layers"
+    p_value = (1 + beyond) / (1 + len(null))
+    return Evidence(Estimate(rho, float(low), float(high)), Null(name, *map(float, ends), p_value))
+
+
+def fact(
+    verdict: str,
+    reason: str,
+    *,
+    margin: float,
+    statistic: Mapping[str, Any] | None = None,
+    null: Mapping[str, Any] | None = None,
+    cells: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """A verdict as it is written down.
+
+    Raises:
+        StreamgaugeError: a statistic without its null.
+    """
+    if statistic is not None and null is None:
+        raise _no_null("a statistic")
+    found = {"verdict": verdict, "reason": reason, "margin": margin}
+    return found | {"statistic": statistic, "null": null, "cells": list(cells)}
+
+
+def _no_null(what: str) -> StreamgaugeError:
+    return StreamgaugeError(
+        f"{what} comes without its null",
+        remedy="Score the untrained controls and make the shuffles; no verdict is read without.",
+    )
+
+
+def _p_within(m: Mean, margin) -> np.ndarray:
+    """p of the two one-sided tests of |mean| ≥ margin."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return stats.t.sf((margin - np.abs(m.value)) / m.se, m.df)
+
+
+def _p_beyond(m: Mean, margin) -> np.ndarray:
+    """p of |mean| ≤ margin: both tails, at the edge of the margin, where it is largest."""
+    size = np.abs(m.value)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        near, far = (size - margin) / m.se, (size + margin) / m.se
+    return np.minimum(stats.t.sf(near, m.df) + stats.t.sf(far, m.df), 1)
+
+
+def _holm(p) -> np.ndarray:
+    """Holm's adjusted p-values along the last axis; NaN counts as a test, and stays NaN."""
+    order = np.argsort(p, -1)
+    n = p.shape[-1]
+    stepped = np.take_along_axis(p, order, -1) * np.arange(n, 0, -1)
+    stepped = np.minimum(np.maximum.accumulate(stepped, -1), 1)
+    adjusted = np.empty_like(stepped)
+    np.put_along_axis(adjusted, order, stepped, -1)
+    return adjusted
