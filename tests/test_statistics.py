@@ -10,11 +10,18 @@ from streamgauge.errors import StreamgaugeError
 from streamgauge.statistics import (
     bootstrap,
     clustered_counts,
+    combined,
+    demeaned,
+    k_star,
+    k_star_curves,
     percentile_interval,
     ranks,
     resample_counts,
     shuffles,
+    standard_error,
     standardised,
+    t_interval,
+    tost,
 )
 
 RNG = np.random.default_rng(0)
@@ -150,3 +157,123 @@ def test_shuffles_stay_within_groups_and_reach_every_order():
     assert len(found) == 6 * 2
     assert scipy.stats.chisquare(times).pvalue > 1e-3
     np.testing.assert_array_equal(order, shuffles(groups, 2000, seed=0))
+
+
+def test_demeaning_leaves_exactly_nothing_of_groups_that_do_not_vary():
+    groups = np.array([1, 2, 1, 2, 1])
+    x = RNG.normal(size=(3, 5))
+    found = demeaned(x, groups)
+    for group in (1, 2):
+        own = x[:, groups == group]
+        np.testing.assert_allclose(found[:, groups == group], own - own.mean(1, keepdims=True))
+    assert (demeaned([0.1, 7.0, 0.1, 7.0, 0.1], groups) == 0).all()
+
+
+def test_the_standard_error_of_a_mean_is_the_textbooks():
+    x = RNG.normal(size=12)
+    replicates = resample_counts(12, 40_000) @ x / 12
+    assert standard_error(replicates, 12) == pytest.approx(scipy.stats.sem(x), rel=0.02)
+    assert np.isnan(standard_error([1, 2], 1)) and np.isnan(standard_error([1, np.nan], 3))
+
+
+def test_the_t_interval_is_scipys():
+    x = RNG.normal(size=4)
+    theirs = scipy.stats.ttest_1samp(x, 0).confidence_interval(0.9)
+    assert t_interval(x, 0.9) == pytest.approx((x.mean(), *theirs))
+    alone = t_interval([2.0])
+    assert alone.value == 2 and np.isnan(alone[1:]).all()
+    with pytest.raises(StreamgaugeError, match="no values"):
+        t_interval([])
+
+
+def test_combined_errors_are_welchs():
+    x, y = RNG.normal(size=40), RNG.normal(2, 3, size=3)
+    welch = scipy.stats.ttest_ind(x, y, equal_var=False)
+    found = combined(
+        x.mean() - y.mean(), scipy.stats.sem(x), 39, scipy.stats.sem(y), 2, confidence=0.9
+    )
+    assert found.estimate[1:] == pytest.approx(tuple(welch.confidence_interval(0.9)))
+    assert found.df == pytest.approx(welch.df)
+    assert combined(1.0, 0, 9, 0, 2).estimate == (1, 1, 1)
+    for errors in ((np.nan, 9, 0.1, 2), (0.1, 9, np.nan, 0), (0.1, 0, 0.1, 2)):
+        assert np.isnan(combined(1.0, *errors).estimate.low)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_combined_interval_covers_where_resampled_seeds_are_too_narrow(seeds):
+    """A mean over seeds and sequences, both drawn: seeds vary as much as a mean of sequences."""
+    trials, n, resamples = 400, 25, 200
+    rng = np.random.default_rng(1)
+    counts = resample_counts(n, resamples)
+    ours = theirs = 0
+    for _ in range(trials):
+        sequence, seed = rng.normal(size=n), rng.normal(size=seeds) * 0.4
+        value = sequence.mean() + seed.mean()
+        over_sequences = counts @ sequence / n
+        found = combined(
+            *(value, standard_error(over_sequences, n), n - 1),
+            *(scipy.stats.sem(seed), seeds - 1),
+        ).estimate
+        ours += found.low <= 0 <= found.high
+        drawn = rng.integers(0, seeds, (resamples, seeds))
+        both = np.quantile(over_sequences + seed[drawn].mean(1), [0.025, 0.975])
+        theirs += both[0] <= 0 <= both[1]
+    # with so few seeds Welch's degrees of freedom fall somewhat short of the 0.95 aimed at
+    assert ours / trials > 0.89
+    assert theirs / trials < ours / trials - 0.05
+
+
+@pytest.mark.parametrize("value", [-0.03, 0.0, 0.012, 0.5])
+def test_equivalence_is_two_one_sided_tests(value):
+    x = RNG.normal(size=9)
+    x += value - x.mean()
+    x = value + (x - value) * 0.02
+    found = tost(x.mean(), scipy.stats.sem(x), 8, margin=0.03, alpha=0.1)
+    sides = [
+        scipy.stats.ttest_1samp(x, -0.03, alternative="greater").pvalue,
+        scipy.stats.ttest_1samp(x, 0.03, alternative="less").pvalue,
+    ]
+    assert found.p_value == pytest.approx(max(sides), abs=1e-12)
+    interval = scipy.stats.ttest_1samp(x, 0).confidence_interval(0.8)
+    assert (found.low, found.high) == pytest.approx(tuple(interval))
+    assert found.equivalent == (max(sides) < 0.1) == (-0.03 < found.low and found.high < 0.03)
+
+
+def test_equivalence_without_an_error_or_without_any():
+    assert tost(0.01, np.nan, 3, 0.02)[:2] == (pytest.approx(np.nan, nan_ok=True), False)
+    assert not tost(0.01, 0.1, 0, 0.02).equivalent
+    assert tost(0.01, 0.0, 3, 0.02).equivalent
+    assert not tost(0.02, 0.0, 3, 0.02).equivalent  # on the margin is not within it
+    for margin, alpha in ((0, 0.05), (0.1, 0.5), (np.nan, 0.05)):
+        with pytest.raises(StreamgaugeError, match="no equivalence test"):
+            tost(0.0, 0.1, 3, margin, alpha)
+
+
+def test_k_star_by_hand():
+    assert k_star([8, 16, 32], [0.1, 0.5, 0.9], 0.7) == (24, "")
+    assert k_star([32, 8, 16], [0.9, 0.1, 0.5], 0.5) == (16, "")  # reached on the grid; any order
+    assert k_star([8, 16, 32], [0.1, 0.5, 0.9], 0.1) == (8, "<=k_min")
+    assert k_star([8, 16, 32], [0.1, 0.5, 0.9], 0.95) == (32, ">k_max")
+    # first up-crossing: what happens after it does not count
+    assert k_star([8, 16, 32, 64], [0.1, 0.9, 0.2, 0.9], 0.5) == (12, "")
+    assert k_star([8, 16, 32], [0.9, 0.1, 0.8], 0.5) == (8, "<=k_min")
+    assert k_star([8], [0.4], 0.5) == (8, ">k_max")
+    value, censored = k_star([8, 16], [np.nan, 0.5], 0.5)
+    assert np.isnan(value) and censored == ""
+    for k in ([8, 8], [], [8, 16, 32]):
+        with pytest.raises(StreamgaugeError, match="different k"):
+            k_star(k, [0.1, 0.5], 0.3)
+
+
+@given(
+    st.lists(st.floats(-1, 1), min_size=2, max_size=6, unique=True),
+    st.floats(-1, 1),
+)
+def test_k_star_inverts_a_rising_curve(values, target):
+    curve, k = np.sort(values), 2.0 ** np.arange(len(values))
+    found = k_star_curves(k, np.stack([curve, curve - 5]), target)
+    if curve[0] < target <= curve[-1]:
+        assert np.interp(found[0], k, curve) == pytest.approx(target, abs=1e-9)
+    else:
+        assert found[0] == (-np.inf if target <= curve[0] else np.inf)
+    assert found[1] == np.inf

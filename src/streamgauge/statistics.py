@@ -283,7 +283,8 @@ def combined(
     Returns:
         NaN but for the value where an error is NaN or a number of degrees of freedom is not
         positive. Where the seeds' differences between sequences vary (an interaction), that part
-        is counted in both variances, and the interval is somewhat too wide.
+        is counted in both variances, and the interval is somewhat too wide. Where two seeds vary
+        much more than the sequences it is too narrow still (docs/comparisons.md has the coverage).
     """
     _check_confidence(confidence)
     value, one, other = float(value), float(se_sequences) ** 2, float(se_seeds) ** 2
