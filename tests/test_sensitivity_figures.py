@@ -3,18 +3,16 @@
 import functools
 import itertools
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
-from matplotlib.text import Text
 
-from streamgauge import calibration, drawing, figures, leaderboard, sensitivity_figures
+from figure_checks import check_layout, check_refusals, check_same_bytes, lines
+from streamgauge import calibration, drawing, leaderboard, sensitivity_figures
 from streamgauge.errors import StreamgaugeError
-from test_figures import grid_table, lines
+from test_figures import grid_table
 
 PLACE = {"subject": "small", "corpus": "texts"}
 SAE = {"expansion": 8, "tokens": 1000}
@@ -102,43 +100,14 @@ DRAWN = {
 # --- every figure -------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", DRAWN)
 def test_text_fits_and_nothing_covers_the_axes(name):
-    """Every text lies inside the page at 8 or 9 points; legend and titles lie outside the axes."""
-    figure = DRAWN[name]()
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    with drawing.style():
-        figure.draw(renderer)
-        page = figure.bbox.padded(1)
-        (legend,) = (legend.get_window_extent(renderer) for legend in figure.legends)
-        boxes = [ax.get_window_extent(renderer) for ax in figure.axes]
-        titles = [ax.title for ax in figure.axes] + [ax._left_title for ax in figure.axes]
-        titles = [t.get_window_extent(renderer) for t in titles if t.get_text().strip()]
-        parts = [legend, *titles, *(text.get_window_extent(renderer) for text in figure.texts)]
-        parts += [ax.get_tightbbox(renderer) for ax in figure.axes]
-        for i, title in enumerate(titles):
-            assert not any(title.overlaps(box) for box in [*boxes, *titles[i + 1 :]])
-        for ax in figure.axes:
-            labels = [t.get_window_extent(renderer) for t in ax.get_xticklabels() if t.get_text()]
-            inside = [b for b in labels if ax.bbox.x0 <= (b.x0 + b.x1) / 2 <= ax.bbox.x1]
-            assert not any(a.overlaps(b) for a, b in itertools.pairwise(inside))
-    assert not any(legend.overlaps(box) for box in boxes)
-    for part in parts:
-        assert page.x0 <= part.x0 and part.x1 <= page.x1
-        assert page.y0 <= part.y0 and part.y1 <= page.y1
-    for text in figure.findobj(Text):
-        assert 8 <= text.get_fontsize() <= 9
-    assert figure.get_size_inches()[0] in (drawing.SINGLE, drawing.MIDDLE, drawing.DOUBLE)
+    check_layout(DRAWN[name]())
 
 
 @pytest.mark.parametrize(
     "name", ["calibration_one", "objectives_seeds", "leaderboard", "attention_one"]
 )
 def test_same_table_same_bytes(name, tmp_path):
-    for i, rc in enumerate([{}, {"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "x"}]):
-        with matplotlib.rc_context(rc):
-            figures.save(DRAWN[name](), tmp_path / f"{i}.svg", tmp_path / f"{i}.png")
-    for suffix in ("svg", "png"):
-        first, second = ((tmp_path / f"{i}.{suffix}").read_bytes() for i in range(2))
-        assert first == second
+    check_same_bytes(DRAWN[name], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +121,7 @@ def test_same_table_same_bytes(name, tmp_path):
     ],
 )
 def test_unusable_tables(draw, table, column):
-    with pytest.raises(StreamgaugeError, match=f"lacks the columns {column}"):
-        draw(table().drop(columns=column))
-    with pytest.raises(StreamgaugeError, match="nothing to draw"):
-        draw(table().iloc[:0])
+    check_refusals(draw, table(), column)
 
 
 # --- each figure --------------------------------------------------------------------------------

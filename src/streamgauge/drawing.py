@@ -91,6 +91,14 @@ def legend(of: Figure, handles: list[Line2D], columns: int) -> None:
     )
 
 
+def series_handles(looks: Mapping[str, Sequence[str]]) -> list[Line2D]:
+    """Legend entries of series: words -> colour and marker."""
+    return [
+        Line2D([], [], color=colour, marker=marker, label=words)
+        for words, (colour, marker) in looks.items()
+    ]
+
+
 def dot(colour: str, marker: str, label: str, **style: Any) -> Line2D:
     """A legend entry that is a marker without a line."""
     return Line2D([], [], color=colour, marker=marker, ls="none", label=label, **style)

@@ -100,7 +100,7 @@ def proxy_gap(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def rate_distortion(table: pd.DataFrame, title: str = "") -> Figure:
-    """Both distortions, 1 − R² and 1 − CE recovered, against the rate; lower left is better.
+    """1 − R², 1 − CE recovered and KL in nats against the rate; lower left is better.
 
     One row of panels a subject and corpus, one line a layer (and expansion, budget, objective
     where several), k along it. Untrained SAEs are grey, mean ablation (rate 0) the dotted level,
@@ -114,7 +114,7 @@ def rate_distortion(table: pd.DataFrame, title: str = "") -> Figure:
     Raises:
         StreamgaugeError: the table lacks a column or has no SAE in it.
     """
-    metrics = {"r2": "1 − R²", "ce_rec_mean_of_ratios": "1 − CE recovered"}
+    metrics = {"r2": "1 − R²", "ce_rec_mean_of_ratios": "1 − CE recovered", "kl_nats": "KL, nats"}
     needed = [*_CELL, "k", "seed", "codec", "token_set", "rate_bits", *metrics]
     drawing.require(table, needed, "grid table")
     trained = table[table.codec == "sae"]
@@ -124,15 +124,15 @@ def rate_distortion(table: pd.DataFrame, title: str = "") -> Figure:
         panels = drawing.cells(trained, ["subject", "corpus"], told=())
         columns = min(4, max(2, -(-len(lines) // 2) + 2))
         figure = drawing.figure(title, DOUBLE, 2.4 * len(panels))
-        axes = figure.subplots(len(panels), 2, squeeze=False, sharex=True, sharey="col")
+        axes = figure.subplots(len(panels), len(metrics), squeeze=False, sharex=True, sharey="col")
         for column, (metric, label) in enumerate(metrics.items()):
-            flipped = _distortion(table, metric)
-            floor = drawing.lowest(flipped.loc[flipped.codec == "sae", "value"])
+            costs = _distortion(table, metric)
+            floor = drawing.lowest(costs.loc[costs.codec == "sae", "value"])
             for ax, (place, name, _) in zip(axes[:, column], panels, strict=True):
                 for (key, _, _), (colour, marker) in zip(
                     lines, drawing.cycle(len(lines)), strict=True
                 ):
-                    own = drawing.having(flipped, {**place, **key})
+                    own = drawing.having(costs, {**place, **key})
                     null = own[own.token_set == "all"]
                     untrained = null[null.codec == "untrained"]
                     drawing.series(ax, untrained, "rate_bits", "value", GREY, marker, floor=floor)
@@ -329,7 +329,8 @@ def save(figure: Figure, *paths: str | Path) -> None:
 
 
 def _distortion(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The table with ``value`` = 1 − metric and its interval."""
-    ends = {f"value_{a}": f"{metric}_{b}" for a, b in (("low", "high"), ("high", "low"))}
-    made = {name: 1 - table.get(end, table[metric]) for name, end in ends.items()}
-    return table.assign(value=1 - table[metric], **made)
+    """The table with ``value``, a distortion with its interval: KL itself, or 1 − the metric."""
+    value, *ends = (table.get(f"{metric}{end}", table[metric]) for end in ("", "_low", "_high"))
+    if metric != "kl_nats":
+        value, *ends = (1 - item for item in (value, *reversed(ends)))
+    return table.assign(value=value, value_low=ends[0], value_high=ends[1])

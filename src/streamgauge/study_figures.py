@@ -13,19 +13,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from streamgauge import drawing
-from streamgauge.drawing import (
-    BLUE,
-    DOUBLE,
-    GREY,
-    MIDDLE,
-    PALE,
-    TOKEN_SETS,
-    VERMILLION,
-)
+from streamgauge.drawing import BLUE, DOUBLE, GREY, MIDDLE, PALE, TOKEN_SETS, VERMILLION
 
 _CELL = ["corpus", "expansion", "objective"]
 _DELTAS = {"d_r2": ("ΔR²", BLUE, "o"), "d_ce_rec": ("ΔCE recovered", VERMILLION, "s")}
 _CRITICS = {"hybrid": (BLUE, "o"), "separable": (VERMILLION, "s")}
+_ARROWS = {"<=k_min": "<", ">k_max": ">"}
 # values of a k* table and what says that they lie outside the grid
 _K_STARS = {
     "k_star": "censored",
@@ -78,20 +71,17 @@ def deltas(table: pd.DataFrame, title: str = "") -> Figure:
                         drawing.series(low, part, "k", null, GREY, marker, **look)
                         if several:
                             points = own[own.token_set == token_set]
-                            at = points.k * look["dodge"]
-                            top.plot(at, points[name], marker, color=colour, ms=1.6)
+                            at = points.k * look["dodge"] * drawing.sideways(0.5)
+                            top.plot(at, points[name], "o", color=colour, ms=1.6)
                 for ax in (top, low):
                     ax.axhline(0, color=GREY, lw=0.7, zorder=0)
                     drawing.log2_axis(ax, ks, labels=ax is low)
                 _mark_mismatches(top, rows)
                 layers = f"L{first.big_layer} − L{first.small_layer}"
-                top.set_title(f"{label if j == 0 else ''}\n{depth}, {layers}", loc="left")
+                top.set_title(f"{'' if j else label}\n{depth}, {layers}".lstrip(), loc="left")
                 low.set_xlabel("k")
         drawing.share_storeys(grid, lines, ["ΔR², ΔCE recovered", "untrained"])
-        handles = [
-            Line2D([], [], color=colour, marker=marker, label=words)
-            for words, colour, marker in _DELTAS.values()
-        ]
+        handles = drawing.series_handles({words: look for words, *look in _DELTAS.values()})
         handles += drawing.token_set_handles()
         handles.append(Line2D([], [], color=GREY, marker="o", label="untrained SAEs"))
         if several:
@@ -148,10 +138,10 @@ def budgets(table: pd.DataFrame, title: str = "") -> Figure:
                 for ax in axes:
                     drawing.log2_axis(ax, steps, labels=ax is axes[-1])
                 _label_tokens(axes[-1], steps)
-                axes[0].set_title(f"{label if j == 0 else ''}\nk = {k}", loc="left")
+                axes[0].set_title(f"{'' if j else label}\nk = {k}".lstrip(), loc="left")
                 axes[-1].set_xlabel("training tokens")
         drawing.share_storeys(grid, lines, [*metrics.values(), "untrained"])
-        handles = _subject_handles(subjects) + drawing.token_set_handles()
+        handles = drawing.series_handles(subjects) + drawing.token_set_handles()
         for ls, words in (("-", "CE recovered"), (":", "R²")):
             handles.append(Line2D([], [], color=GREY, ls=ls, label=f"untrained SAE, {words}"))
         drawing.legend(figure, handles, 4 if grid.shape[2] > 1 else 2)
@@ -183,6 +173,8 @@ def kstar(table: pd.DataFrame, title: str = "") -> Figure:
     names = list(_subjects(table))
     values = table[list(_K_STARS)]
     edges = values.min(axis=None) / 1.5, values.max(axis=None) * 1.5
+    powers = 2.0 ** np.arange(*np.ceil(np.log2(edges)))
+    powers = powers[:: 1 + len(powers) // 7]
     lanes = [(target, token_set) for target in targets for token_set in TOKEN_SETS]
     with drawing.style():
         lines = drawing.lines_of_panels(table, by, (), "depth")
@@ -190,9 +182,8 @@ def kstar(table: pd.DataFrame, title: str = "") -> Figure:
         for i, (label, panels) in enumerate(lines):
             for j, (depth, rows) in enumerate(panels):
                 ax = grid[i, 0, j]
-                ax.set_xscale("log", base=2)
+                drawing.log2_axis(ax, powers)
                 ax.set(xlim=edges, ylim=(len(names) - 0.5, -0.5), xlabel="k*")
-                drawing.plain_log(ax.xaxis)
                 for _, row in rows.iterrows():
                     colour, marker = looks[row.target]
                     lane = (lanes.index((row.target, row.token_set)) + 0.5) / len(lanes)
@@ -200,17 +191,17 @@ def kstar(table: pd.DataFrame, title: str = "") -> Figure:
                     style = {"mfc": drawing.look(row.token_set != "all")["mfc"]}
                     at = {name: _at(row[name], row[flag], edges) for name, flag in _K_STARS.items()}
                     ax.plot([at["k_star_low"], at["k_star_high"]], [y, y], color=colour, lw=0.8)
-                    for name, look in (("untrained_k_star", GREY), ("k_star", colour)):
-                        arrow = {"<=k_min": "<", ">k_max": ">"}.get(row[_K_STARS[name]], marker)
-                        ax.plot(at[name], y, arrow, color=look, clip_on=False, **style)
+                    below = y + 0.25 / len(lanes)
+                    for name, place in (("untrained_k_star", below), ("k_star", y)):
+                        style["color"] = colour if name == "k_star" else GREY
+                        style["marker"] = _ARROWS.get(row[_K_STARS[name]], marker)
+                        ax.plot(at[name], place, clip_on=False, **style)
                 for y in range(1, len(names)):
                     ax.axhline(y - 0.5, color=PALE, lw=0.7, zorder=0)
                 ax.set_yticks(range(len(names)), names if j == 0 else [])
-                ax.set_title(f"{label if j == 0 else ''}\n{depth}", loc="left")
-        handles = [
-            Line2D([], [], color=colour, marker=marker, label=f"CE recovered ≥ {target:g}")
-            for target, (colour, marker) in looks.items()
-        ]
+                ax.set_title(f"{'' if j else label}\n{depth}".lstrip(), loc="left")
+        words = {f"CE recovered ≥ {target:g}": look for target, look in looks.items()}
+        handles = drawing.series_handles(words)
         handles += drawing.token_set_handles()
         handles.append(drawing.dot(GREY, "o", "untrained SAE"))
         handles.append(drawing.dot("black", ">", "outside the grid of k"))
@@ -241,12 +232,16 @@ def depth_profile(table: pd.DataFrame, title: str = "") -> Figure:
     last = table.groupby("subject").layer.transform("max")
     table = table.assign(depth=table.layer / last.clip(lower=1))
     subjects = _subjects(table)
-    gaps = {
-        "gap_k_min": (table.r2_k_min - table.ce_rec_k_min, f"smallest k{_ks(table.k_min)}"),
-        "gap_k_max": (table.r2_k_max - table.ce_rec_k_max, f"largest k{_ks(table.k_max)}"),
-        "untrained": (table.untrained_r2_k_min - table.untrained_ce_rec_k_min, "untrained"),
-    }
-    table = table.assign(**{name: values for name, (values, _) in gaps.items()})
+    smallest, largest = f"smallest k{_ks(table.k_min)}", f"largest k{_ks(table.k_max)}"
+    gaps = {"k_min": smallest, "k_max": largest, "untrained": f"untrained, {smallest}"}
+    table = table.assign(
+        gap_k_min=table.r2_k_min - table.ce_rec_k_min,
+        gap_k_max=table.r2_k_max - table.ce_rec_k_max,
+        gap_untrained=table.untrained_r2_k_min - table.untrained_ce_rec_k_min,
+    )
+    if not (table.k_min < table.k_max).any():
+        del gaps["k_max"]
+    columns = 6 // len(gaps)
     with drawing.style():
         panels = drawing.cells(table, ["corpus"], told=())
         figure = drawing.figure(title, DOUBLE, 4.4 * len(panels))
@@ -260,16 +255,17 @@ def depth_profile(table: pd.DataFrame, title: str = "") -> Figure:
                     ceiling = (own.d_model / (1 + own.d_model / own.n_tokens)).max()
                     ax.axhline(ceiling, color=GREY, ls=":", zorder=0)
                     ax.plot(1.04, ceiling, marker, color=GREY, ms=3)
-                ax.set(yscale="log", ylabel="participation ratio" if j == 0 else "")
+                ax.set(yscale="log", ylabel="" if j else "participation ratio")
                 drawing.plain_log(ax.yaxis)
-                ax.set_title(f"{label if j == 0 else ''}\n{words}", loc="left")
-            for j, (name, (_, words)) in enumerate(gaps.items()):
-                ax = figure.add_subplot(spec[2 * i + 1, 2 * j : 2 * j + 2])
+                ax.set_title(f"{'' if j else label}\n{words}".lstrip(), loc="left")
+            for j, (name, words) in enumerate(gaps.items()):
+                ax = figure.add_subplot(spec[2 * i + 1, columns * j : columns * (j + 1)])
                 ax.axhline(0, color=GREY, lw=0.7, zorder=0)
-                _over_depth(ax, rows, name, subjects, GREY if name == "untrained" else None)
-                ax.set(xlabel="relative depth", ylabel="R² − CE recovered" if j == 0 else "")
+                grey = GREY if name == "untrained" else None
+                _over_depth(ax, rows, f"gap_{name}", subjects, grey)
+                ax.set_ylabel("" if j else "R² − CE recovered")
                 ax.set_title(words, loc="left")
-        handles = _subject_handles(subjects) + drawing.token_set_handles()
+        handles = drawing.series_handles(subjects) + drawing.token_set_handles()
         handles.append(Line2D([], [], color=GREY, marker="o", label="untrained SAE"))
         handles.append(Line2D([], [], color=GREY, ls=":", label="ceiling d/(1 + d/n)"))
         drawing.legend(figure, handles, 4)
@@ -309,7 +305,7 @@ def critics(table: pd.DataFrame, title: str = "") -> Figure:
             low, high = ax.get_xlim()
             for ratio, ls in ((first.pr, "-"), (first.pr_no_sink, (0, (1, 0.6)))):
                 if low <= ratio <= high:
-                    ax.axvline(ratio, color=PALE, lw=4, ls=ls, zorder=0)
+                    ax.axvline(ratio, color=PALE, lw=4, ls=ls, zorder=-1)
             about = f"PR {first.pr:.3g}, {first.pr_no_sink:.3g} without sinks"
             ax.set_title(f"{label}\n{about}", loc="left")
             ax.set_xlabel("width of the bottleneck")
@@ -317,10 +313,7 @@ def critics(table: pd.DataFrame, title: str = "") -> Figure:
                 ax.set_ylabel("mutual information, nats")
         for ax in axes[len(panels) :]:
             ax.remove()
-        handles = [
-            Line2D([], [], color=colour, marker=marker, label=f"{name} critic")
-            for name, (colour, marker) in _CRITICS.items()
-        ]
+        handles = drawing.series_handles({f"{name} critic": c for name, c in _CRITICS.items()})
         handles.append(drawing.dot("black", "o", "pinned at the ceiling", mfc="white"))
         handles.append(Line2D([], [], color=GREY, marker="o", label="shuffled pairs"))
         handles.append(Line2D([], [], color=GREY, ls=":", label="ceiling log N"))
@@ -345,13 +338,6 @@ def _subjects(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return dict(zip(names, drawing.cycle(len(names)), strict=True))
 
 
-def _subject_handles(subjects: dict[str, tuple[str, str]]) -> list[Line2D]:
-    return [
-        Line2D([], [], color=colour, marker=marker, label=name)
-        for name, (colour, marker) in subjects.items()
-    ]
-
-
 def _depth(name) -> str:
     """A depth's words; depths without names of their own are numbered."""
     return f"depth {name}" if str(name).isdigit() else str(name)
@@ -366,7 +352,9 @@ def _mark_mismatches(ax, rows: pd.DataFrame) -> None:
         style |= {"transform": ax.get_xaxis_transform()}
         resolved = own.resolved.astype(bool)
         for kind, marker, size in ((resolved, "*", 6), (~resolved, "X", 4)):
-            ax.plot(at[kind], np.ones(kind.sum()), marker=marker, clip_on=False, ms=size, **style)
+            if kind.any():  # an empty line that is not clipped has no extent to lay out
+                ones = np.ones(kind.sum())
+                ax.plot(at[kind], ones, marker=marker, ms=size, clip_on=False, **style)
 
 
 def _label_tokens(ax, steps: Sequence[int]) -> None:
@@ -398,7 +386,7 @@ def _over_depth(ax, rows, name, subjects, colour=None) -> None:
             part = part.dropna(subset=[name]).sort_values("depth")
             style = {"color": colour or own_colour, "marker": marker, "ms": 3}
             ax.plot(part.depth, part[name], **style, **drawing.look(m == 1))
-    ax.set_xlim(-0.06, 1.08)
+    ax.set(xlim=(-0.06, 1.08), xticks=[0, 0.5, 1], xlabel="relative depth")
 
 
 def _profile(ax, rows: pd.DataFrame, colour: str, marker: str) -> None:
@@ -411,7 +399,6 @@ def _profile(ax, rows: pd.DataFrame, colour: str, marker: str) -> None:
         ax.plot(rows.width[kind], rows.mi_nats[kind], marker, color=colour, mfc=face)
     first = rows.iloc[0]
     ax.axvline(first.k_star, color=colour, ls=(0, (3.5, 2)), lw=0.8, zorder=0)
-    arrow = {"<=k_min": "<", ">k_max": ">"}.get(first.censored)
-    if arrow:
+    if first.censored in _ARROWS:
         style = {"transform": ax.get_xaxis_transform(), "clip_on": False}
-        ax.plot(first.k_star, 1, arrow, color=colour, **style)
+        ax.plot(first.k_star, 1, _ARROWS[first.censored], color=colour, **style)
