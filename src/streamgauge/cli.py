@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from streamgauge import config, estimate, inspect, proxy_gap, verify
+from streamgauge import config, inspect, verify
 from streamgauge.errors import StreamgaugeError
 
 _PICTURES = (".svg", ".png")
@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 well, 1 `verify` found a mismatch, 2 bad input (one line on stderr).
     """
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = _parser(words).parse_args(words)
     try:
         return options.run(options)
     except StreamgaugeError as error:
@@ -35,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="streamgauge",
-        description="Look at what a study made, check it, price a study, compare scores.",
+        description="Look at what a study made, check it, price a study; compare or audit SAEs.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         help="deltas across scale, correlations and k* of any table of results",
         description="Deltas across scale, correlations of R² and CE recovered, and k*, from a CSV "
-        "file with the columns " + ", ".join(proxy_gap.REQUIRED) + ".",
+        "file with the columns model, d_model, k, r2, ce_rec and any others that tell SAEs apart.",
     )
     gap.add_argument("rows", metavar="ROWS.csv", help="one row an SAE, or a study's grid.csv")
     gap.add_argument("--out", required=True, metavar="DIR", help="folder for the three tables")
@@ -102,6 +103,18 @@ def _parser() -> argparse.ArgumentParser:
         help="levels of CE recovered that k* asks for (%(default)s)",
     )
     gap.set_defaults(run=_compare)
+
+    judge = commands.add_parser(
+        "audit",
+        help="score an SAE somebody trained: does R² mislead here",
+        description="Score an existing SAE on a model and a corpus beside its controls, and say "
+        "whether its R² misleads, in which direction and how sure that is.",
+    )
+    if "audit" in words[:1]:  # it brings torch, for which the others would have to wait
+        from streamgauge import audit
+
+        audit.add_arguments(judge)
+        judge.set_defaults(run=audit.run)
     return parser
 
 
@@ -133,6 +146,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _estimate(options: argparse.Namespace) -> int:
+    from streamgauge import estimate
+
     root, valid, _ = _project(options, ".")
     shapes = estimate.shapes(valid, root / "results")
     table = estimate.estimate(valid, shapes, tflops=options.tflops)
@@ -142,6 +157,8 @@ def _estimate(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from streamgauge import proxy_gap
+
     targets = _numbers(options.targets, "--targets")
     rows = proxy_gap.read_rows(options.rows)
     tables = {

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from streamgauge import contents, manifest, verify
+from streamgauge import contents, study, verify
 from streamgauge.errors import StreamgaugeError
 
 STAGES = (
@@ -47,16 +47,7 @@ class Shape(NamedTuple):
         return 24 * self.d_model**2 * n
 
     def above(self, layer: int) -> int:
-        """Forward from the residual after block `layer` to the logits.
-
-        Raises:
-            StreamgaugeError: there is no such block.
-        """
-        if layer >= self.n_layers:
-            raise StreamgaugeError(
-                f"layer {layer} does not exist in a model of {self.n_layers} blocks",
-                remedy="Layers count from 0; correct grid.layers, or the subject's expect.",
-            )
+        """Forward from the residual after block `layer` to the logits."""
         return self.blocks(self.n_layers - layer - 1) + 2 * self.d_model * self.vocab_size
 
     def forward(self) -> int:
@@ -85,17 +76,12 @@ def shapes(config: Mapping[str, Any], results: str | Path) -> dict[str, Shape]:
         results: the folder of artifacts.
 
     Raises:
-        StreamgaugeError: a subject's shape is not known.
+        StreamgaugeError: a subject's shape is not known; a layer or sparsity it cannot have.
     """
+    study.check_grid(config, results)
     found = {}
     for name in config["grid"]["subjects"]:
-        block, path = config["subjects"][name], Path(results) / name / "subject.json"
-        if path.is_file():
-            known = manifest.read(path)["facts"]
-        elif block["source"] == "scratch":
-            known = {**block, "vocab_size": config["pretrain"]["vocab_size"]}
-        else:
-            known = block.get("expect")
+        known = study.shape_of(name, config["subjects"][name], results)
         if not known:
             raise StreamgaugeError(
                 "the model's shape is not known before it is prepared",
@@ -103,6 +89,8 @@ def shapes(config: Mapping[str, Any], results: str | Path) -> dict[str, Shape]:
                 remedy="Set expect: {d_model, n_layers, vocab_size}, or run `snakemake"
                 f" results/{name}/subject.json` first.",
             )
+        # a model pretrained here has the family's tokenizer
+        known = {"vocab_size": config["pretrain"]["vocab_size"], **known}
         found[name] = Shape(**{key: known[key] for key in Shape._fields})
     return found
 
@@ -146,7 +134,7 @@ def describe(table: pd.DataFrame, tflops: float) -> str:
             row.stage,
             f"{row.jobs:,}",
             f"{row.tokens:,}",
-            f"{row.flops:.1e}",
+            f"{row.flops:.1e}" if row.flops else "0",
             f"{row.gpu_hours:.2g}",
             verify.bytes_in_words(row.disk_bytes),
         ]
@@ -155,7 +143,8 @@ def describe(table: pd.DataFrame, tflops: float) -> str:
     header = ["stage", "jobs", "tokens", "FLOPs", "GPU hours", "disk"]
     note = (
         f"GPU hours are FLOPs at {tflops:g} TFLOP/s sustained: arithmetic, not a measurement."
-        " Reading, writing and starting jobs come on top."
+        " Reading, writing and starting jobs come on top. Disk is weights and stores; tables and"
+        " figures count as nothing."
     )
     return "\n".join([*contents.grid(header, rows), "", note])
 
