@@ -17,12 +17,13 @@ from streamgauge.progress import Progress
 
 #: Cells of a simulated study: two depths at two k.
 CELLS = 4
-#: Standard deviation over sequences of a model's CE recovered, as small models show it.
+#: Standard deviation over sequences of a model's CE recovered. This and those below are assumed,
+#: of the size that small models show; a study's own stand as standard errors in its deltas.csv.
 SEQUENCE_SD = 0.1
 #: Share of that variance that both models have in common; it cancels in paired differences.
 SHARED = 0.8
-#: Standard deviation over seeds of an SAE's CE recovered.
-SEED_SD = 0.01
+#: Standard deviations over seeds of an SAE's CE recovered: of well trained SAEs, and of short runs.
+SEED_SDS = (0.003, 0.01)
 #: Standard deviation of what one seed does on one sequence.
 INTERACTION_SD = 0.02
 #: Worlds of H0 and H1: where the gap is, and whether the larger model's SAEs still change by all
@@ -61,12 +62,13 @@ def calibrate(
         confidence: coverage the intervals aim at.
 
     Returns:
-        One row a case: ``hypothesis``, ``world``, ``seeds``, ``sequences`` (empty where neither
-        matters), ``effect`` (H0, H1: |ΔCE_rec|; H2: advantage in Spearman's correlation; H3:
-        Spearman's correlation), ``trials``, ``supported_is`` (``power`` where the hypothesis is
-        true, ``false positive`` where it is not, an effect just at the margin included),
-        ``supported``, ``rejected``, ``not_adjudicated`` (shares of the trials), ``coverage`` (of
-        the interval over sequences and seeds, H0 and H1), ``alpha`` and ``margin``.
+        One row a case: ``hypothesis``, ``world``, ``seeds``, ``sequences`` and ``seed_sd`` (empty
+        where they do not matter), ``effect`` (H0, H1: |ΔCE_rec|; H2: advantage in Spearman's
+        correlation; H3: Spearman's correlation), ``trials``, ``supported_is`` (``power`` where
+        the hypothesis is true, ``false positive`` where it is not, an effect just at the margin
+        included), ``supported``, ``rejected``, ``not_adjudicated`` (shares of the trials),
+        ``coverage`` (of the interval over sequences and seeds, H0 and H1), ``margin``, ``alpha``
+        and ``confidence``.
     """
     cases = [
         *_gap_cases(trials, seeds, sequences, effects, seed, rules, confidence),
@@ -79,12 +81,14 @@ def calibrate(
         rows += case()
         progress.update(1)
     progress.close()
-    table = pd.DataFrame(rows).assign(alpha=rules["alpha"])
+    table = pd.DataFrame(rows).assign(alpha=rules["alpha"], confidence=confidence)
     whole = dict.fromkeys(("seeds", "sequences"), "Int64")
     return table.sort_values("hypothesis", kind="stable", ignore_index=True).astype(whole)
 
 
-def draw_gaps(trials: int, seeds: int, sequences: int, seed: int) -> dict[str, decisions.Mean]:
+def draw_gaps(
+    trials: int, seeds: int, sequences: int, seed_sd: float, seed: int
+) -> dict[str, decisions.Mean]:
     """Estimates in a world without any gap or change; a true effect just moves their values.
 
     CE recovered of model, budget, seed and sequence varies by sequence (much of it common to both
@@ -98,7 +102,7 @@ def draw_gaps(trials: int, seeds: int, sequences: int, seed: int) -> dict[str, d
     # axes: trial, cell, model, budget, seed, sequence
     shape = (trials, CELLS, 2, 2, seeds, sequences)
     x = rng.normal(0, INTERACTION_SD, shape)
-    x += rng.normal(0, SEED_SD, (*shape[:5], 1))
+    x += rng.normal(0, seed_sd, (*shape[:5], 1))
     x += rng.normal(0, SEQUENCE_SD * np.sqrt(1 - SHARED), (*shape[:3], 1, 1, sequences))
     small, big = x[:, :, 0], x[:, :, 1]
     parts = {"gap": big[:, :, 1] - small[:, :, 1]}
@@ -141,8 +145,8 @@ def judge_gaps(drawn: Mapping[str, decisions.Mean], gaps, change, rules) -> tupl
 def _gap_cases(trials, seeds, sequences, effects, seed, rules, confidence) -> Iterator:
     margin = rules["margin"]
 
-    def case(n_seeds, n_sequences):
-        drawn = draw_gaps(trials, n_seeds, n_sequences, seed)
+    def case(n_seeds, n_sequences, seed_sd):
+        drawn = draw_gaps(trials, n_seeds, n_sequences, seed_sd, seed)
         low, high = drawn["gap"].interval(confidence)
         covered = float(((low <= 0) & (high >= 0)).mean()) if n_seeds > 1 else np.nan
         for (world, (cells, moving)), effect in itertools.product(WORLDS.items(), effects):
@@ -152,11 +156,12 @@ def _gap_cases(trials, seeds, sequences, effects, seed, rules, confidence) -> It
             for name, yes, no in (("H0", h0, h1), ("H1", h1, h0)):
                 key = {"hypothesis": name, "world": world, "seeds": n_seeds}
                 key |= {"sequences": n_sequences, "effect": effect, "trials": trials}
+                key |= {"seed_sd": seed_sd}
                 found = _rates(truth[name], yes.mean(), no.mean())
                 yield key | found | {"coverage": covered, "margin": margin}
 
-    for pair in itertools.product(seeds, sequences):
-        yield lambda pair=pair: list(case(*pair))
+    for setting in itertools.product(seeds, sequences, SEED_SDS):
+        yield lambda setting=setting: list(case(*setting))
 
 
 def _proxy_cases(trials, seeds, seed, rules, confidence) -> Iterator:

@@ -15,9 +15,10 @@ def verdict_calibration(table: pd.DataFrame, title: str = "") -> Figure:
     """Share of simulated studies in which each hypothesis is supported, over the true effect.
 
     H0 and H1 (world ``one cell``) have a row of panels each, a panel for each number of sequences
-    and a line for each number of seeds; below them stand H2 by seeds, H3 by points, and the
-    coverage of the interval over sequences and seeds. Where a hypothesis is false, which is a
-    false positive, the panel is shaded; the dotted line is the level.
+    and two lines for each number of seeds, dashed where seeds differ more. Below them stand H2 by
+    seeds, H3 by points, and the coverage of the interval over sequences and seeds. Where a
+    hypothesis is false, so that its support is a false positive, the panel is shaded; the dotted
+    line is the level.
 
     Args:
         table: result of `simulation.calibrate`.
@@ -26,12 +27,24 @@ def verdict_calibration(table: pd.DataFrame, title: str = "") -> Figure:
     Raises:
         StreamgaugeError: the table lacks a column or is empty.
     """
-    needed = ["hypothesis", "world", "seeds", "sequences", "effect", "supported", "supported_is"]
-    drawing.require(table, [*needed, "coverage", "alpha", "margin"], "verdict calibration")
+    needed = [
+        "hypothesis",
+        "world",
+        "seeds",
+        "sequences",
+        "seed_sd",
+        "effect",
+        "supported",
+        "supported_is",
+    ]
+    drawing.require(table, [*needed, "coverage", "alpha", "confidence"], "verdict calibration")
     gaps = table[table.world == "one cell"]
-    sequences, seeds = (sorted(gaps[name].dropna().unique()) for name in ("sequences", "seeds"))
+    sequences, seeds = (
+        [int(n) for n in sorted(gaps[name].unique())] for name in ("sequences", "seeds")
+    )
+    spreads = sorted(gaps.seed_sd.unique())
     points = list(table.world[table.hypothesis == "H3"].unique())
-    alpha = table.alpha.iloc[0]
+    alpha, confidence = table.alpha.iloc[0], table.confidence.iloc[0]
     by_seeds = dict(zip(seeds, drawing.cycle(len(seeds)), strict=True))
     with drawing.style():
         figure = drawing.figure(title, DOUBLE, 6.2)
@@ -40,7 +53,8 @@ def verdict_calibration(table: pd.DataFrame, title: str = "") -> Figure:
         for axes, (name, head) in zip(rows, _HEADS.items(), strict=True):
             for ax, n in zip(axes, sequences, strict=True):
                 own = gaps[(gaps.hypothesis == name) & (gaps.sequences == n)]
-                _lines(ax, own, "seeds", by_seeds)
+                for m, spread in enumerate(spreads):
+                    _lines(ax, own[own.seed_sd == spread], "seeds", by_seeds, m > 0)
                 _false(ax, own, alpha)
                 ax.set_title(f"{head}\n{n} sequences", loc="left")
             axes[0].set_ylabel("supported")
@@ -59,14 +73,17 @@ def verdict_calibration(table: pd.DataFrame, title: str = "") -> Figure:
             ax.set_title(f"{name}: {words}", loc="left")
             ax.set_xlabel(f"true {_EFFECTS[name]}")
         last[0].set_ylabel("supported")
-        own = gaps[gaps.hypothesis == "H0"].drop_duplicates(["seeds", "sequences"])
-        several = own.dropna(subset=["coverage"])
+        own = gaps[(gaps.hypothesis == "H0") & gaps.coverage.notna()]
+        own = own.drop_duplicates(["seeds", "sequences", "seed_sd"]).sort_values("sequences")
         for n, (colour, marker) in by_seeds.items():
-            part = several[several.seeds == n].sort_values("sequences")
-            last[2].plot(part.sequences.astype(float), part.coverage, color=colour, marker=marker)
-        last[2].axhline(0.95, color=GREY, ls=":")
+            for m, spread in enumerate(spreads):
+                part = drawing.having(own, {"seeds": n, "seed_sd": spread})
+                style = {"color": colour, "marker": marker, **drawing.look(m > 0)}
+                last[2].plot(part.sequences.astype(float), part.coverage, **style)
+        last[2].axhline(confidence, color=GREY, ls=":")
         last[2].set_title("coverage of the interval", loc="left")
-        last[2].set(xlabel="sequences", ylim=(0.8, 1.0))
+        last[2].set(xlabel="sequences", xscale="log")
+        drawing.plain_log(last[2].xaxis)
         handles = [
             Line2D([], [], color=c, marker=m, label=f"{n} seed{'s' if n > 1 else ''}")
             for n, (c, m) in by_seeds.items()
@@ -75,18 +92,24 @@ def verdict_calibration(table: pd.DataFrame, title: str = "") -> Figure:
             Line2D([], [], color=c, marker=m, mfc="white", label=f"H3: {words}")
             for words, (c, m) in by_points.items()
         ]
+        handles += [
+            Line2D([], [], color="black", label=f"sd over seeds {x:g}", **drawing.look(m > 0))
+            for m, x in enumerate(spreads)
+        ]
         handles.append(Line2D([], [], color=GREY, ls=":", label="level; coverage aimed at"))
         handles.append(Line2D([], [], color=PALE, lw=6, label="hypothesis false"))
         drawing.legend(figure, handles, 5)
     return figure
 
 
-def _lines(ax, rows, column, looks) -> None:
+def _lines(ax, rows, column, looks, dashed=False) -> None:
     """Rate over the effect, a line for each value of `column`."""
     for value, (colour, marker) in looks.items():
         part = rows[rows[column] == value].sort_values("effect")
-        face = "white" if column == "world" else None
-        ax.plot(part.effect, part.supported, color=colour, marker=marker, mfc=face)
+        style = {"color": colour, "marker": marker, **drawing.look(dashed)}
+        if column == "world":
+            style |= {"mfc": "white"}
+        ax.plot(part.effect, part.supported, **style)
     ax.set_ylim(-0.04, 1.04)
 
 
