@@ -18,7 +18,7 @@ from streamgauge.stores import TOKEN_SETS
 CODECS = ("sae", "untrained")
 DIFFERENCE = "sae_minus_untrained"
 OVERSTATES, UNDERSTATES, UNRESOLVED = "overstates", "understates", "no difference resolved"
-_MEASURES = ("r2", "ce_loss_score_mean", "misleads")
+_MEASURES = ("r2", "ce_loss_score_mean", "ablation_cost_nats", "misleads")
 # what the page shows of a scorecard
 _METRICS = {
     "r2": "R²",
@@ -60,10 +60,12 @@ def judge(
 
     Returns:
         ``confidence``, ``n_sequences`` and ``token_sets``: token set -> codec -> ``r2``,
-        ``ce_loss_score_mean`` and ``misleads`` = their difference, each ``{"value", "low",
+        ``ce_loss_score_mean``, ``misleads`` = their difference and ``ablation_cost_nats``, what
+        mean ablation adds to the loss, in nats a predicted position; each ``{"value", "low",
         "high"}``, None where a number does not exist. For the difference also ``share``, the
         share of resamples with its sign, and ``direction``: ``overstates`` or ``understates``
-        where the interval excludes 0, else ``no difference resolved``. The codec
+        where the interval excludes 0, else ``no difference resolved``. Nothing is resolved where
+        the interval of the ablation's cost reaches 0: the loss score has no scale then. The codec
         ``sae_minus_untrained`` has the paired difference of ``misleads`` to the null.
 
     Raises:
@@ -90,9 +92,15 @@ def judge(
         sae, untrained = (measured[name]["misleads"] for name in CODECS)
         measured[DIFFERENCE] = {"misleads": sae - untrained}
         found[s] = {
-            codec: {name: _entry(name, x, n, confidence) for name, x in by_measure.items()}
+            codec: {name: _entry(x, n, confidence) for name, x in by_measure.items()}
             for codec, by_measure in measured.items()
         }
+        has_scale = (found[s]["sae"]["ablation_cost_nats"]["low"] or 0) > 0
+        for codec, by_measure in measured.items():
+            replicates, entry = by_measure["misleads"], found[s][codec]["misleads"]
+            same = np.sign(replicates[1:]) == np.sign(replicates[0])
+            entry["share"] = float(same.mean()) if entry["low"] is not None else None
+            entry["direction"] = _direction(entry) if has_scale else UNRESOLVED
     return {"confidence": confidence, "n_sequences": n, "token_sets": found}
 
 
@@ -108,30 +116,28 @@ def _measures(table, mean, s: str, weights: np.ndarray) -> dict[str, np.ndarray]
         *(table[f"{name}_{s}"] for name in ("sse", "sst")),
         *(total(table, name) for name in ("l_orig", "l_recon")),
         total(mean, "l_recon"),
+        predicted,
     )
     summed = weights @ np.stack([column.to_numpy(np.float64) for column in columns], axis=1)
-    sse, sst, l_orig, l_recon, l_mean = summed.T
+    sse, sst, l_orig, l_recon, l_mean, n_predicted = summed.T
     with np.errstate(divide="ignore", invalid="ignore"):  # an empty token set scores NaN
         r2, score = 1 - sse / sst, metrics.loss_score(l_orig, l_recon, l_mean)
-    return dict(zip(_MEASURES, (r2, score, r2 - score), strict=True))
+        cost = (l_mean - l_orig) / n_predicted
+    return dict(zip(_MEASURES, (r2, score, cost, r2 - score), strict=True))
 
 
-def _entry(name: str, values: np.ndarray, n: int, confidence: float) -> dict[str, Any]:
+def _entry(values: np.ndarray, n: int, confidence: float) -> dict[str, Any]:
     """One measure with its interval, NaN turned into None (JSON has no NaN)."""
     estimate = statistics.percentile_interval(values[0], values[1:], n, confidence)
-    numbers = [float(x) if np.isfinite(x) else None for x in estimate]
-    entry: dict[str, Any] = dict(zip(("value", "low", "high"), numbers, strict=True))
-    if name == "misleads":
-        same = np.sign(values[1:]) == np.sign(values[0])
-        entry["share"] = float(same.mean()) if entry["low"] is not None else None
-        entry["direction"] = _direction(estimate)
-    return entry
+    numbers = (float(x) if np.isfinite(x) else None for x in estimate)
+    return dict(zip(("value", "low", "high"), numbers, strict=True))
 
 
-def _direction(estimate: statistics.Estimate) -> str:
-    if estimate.low > 0:
+def _direction(entry: Mapping[str, Any]) -> str:
+    low, high = (0 if entry[end] is None else entry[end] for end in ("low", "high"))
+    if low > 0:
         return OVERSTATES
-    return UNDERSTATES if estimate.high < 0 else UNRESOLVED
+    return UNDERSTATES if high < 0 else UNRESOLVED
 
 
 def sentence(judgement: Mapping[str, Any], token_set: str = "all") -> str:
@@ -139,19 +145,20 @@ def sentence(judgement: Mapping[str, Any], token_set: str = "all") -> str:
     by_codec = judgement["token_sets"][token_set]
     sae, null = (by_codec[name] for name in CODECS)
     claim = {
-        OVERSTATES: "R² overstates what the model keeps of its predictions with this SAE",
-        UNDERSTATES: "R² understates what the model keeps of its predictions with this SAE",
-        UNRESOLVED: "R² is not resolved from what the model keeps of its predictions with this SAE",
+        OVERSTATES: "R² overstates how much of the model's predictions this SAE keeps",
+        UNDERSTATES: "R² understates how much of the model's predictions this SAE keeps",
+        UNRESOLVED: "These sequences do not resolve R² from how much of the model's predictions "
+        "this SAE keeps",
     }[sae["misleads"]["direction"]]
     share = sae["misleads"]["share"]
     sure = "" if share is None else f", and {share:.1%} of the resamples have its sign"
     beyond = by_codec[DIFFERENCE]["misleads"]
-    against = "is resolved" if beyond["direction"] != UNRESOLVED else "is not resolved"
+    against = "is not resolved" if beyond["direction"] == UNRESOLVED else "is resolved"
     level = f"{judgement['confidence']:.0%} interval"
     return (
         f"{claim}: R² is {_number(sae['r2']['value'])}, the loss score "
-        f"{_number(sae['ce_loss_score_mean']['value'])}, where mean ablation scores 0 and a "
-        f"perfect SAE 1 on both; the difference is {_interval(sae['misleads'], level)}{sure}. "
+        f"{_number(sae['ce_loss_score_mean']['value'])} (on both mean ablation scores 0 and a "
+        f"perfect SAE 1), a difference of {_interval(sae['misleads'], level)}{sure}. "
         f"For an untrained SAE of this shape the difference is {_interval(null['misleads'])}; "
         f"the SAE's distance from that null, {_interval(beyond)}, {against}."
     )
@@ -217,4 +224,5 @@ def _interval(entry: Mapping[str, Any], level: str = "") -> str:
 
 
 def _number(x: float | None) -> str:
-    return "not defined" if x is None else f"{x:.3g}"
+    # what rounding leaves of a zero is a zero
+    return "not defined" if x is None else f"{round(x, 6) + 0.0:.3g}"
