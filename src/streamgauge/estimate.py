@@ -128,7 +128,7 @@ def estimate(
 
 
 def describe(table: pd.DataFrame, tflops: float) -> str:
-    """What `estimate` found, in columns, and in a line what it is worth."""
+    """What `estimate` found, in columns, and in two lines what it is worth."""
     rows = [
         [
             row.stage,
@@ -141,12 +141,11 @@ def describe(table: pd.DataFrame, tflops: float) -> str:
         for row in table.itertuples()
     ]
     header = ["stage", "jobs", "tokens", "FLOPs", "GPU hours", "disk"]
-    note = (
-        f"GPU hours are FLOPs at {tflops:g} TFLOP/s sustained: arithmetic, not a measurement."
-        " Reading, writing and starting jobs come on top. Disk is weights and stores; tables and"
-        " figures count as nothing."
+    notes = (
+        f"GPU hours are FLOPs at {tflops:g} TFLOP/s sustained: arithmetic, not a measurement.",
+        "Reading, writing and starting jobs come on top. Disk is weights and stores.",
     )
-    return "\n".join([*contents.grid(header, rows), "", note])
+    return "\n".join([*contents.grid(header, rows), "", *notes])
 
 
 def _work(config, shapes) -> Iterator[_Work]:
