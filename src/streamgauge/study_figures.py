@@ -48,7 +48,7 @@ def deltas(table: pd.DataFrame, title: str = "") -> Figure:
     place = [*_CELL, "tokens", "small", "big", "depth", "small_layer", "big_layer"]
     needed = [*place, "k", "seed", "token_set", *_DELTAS, "mismatch", "resolved"]
     drawing.require(table, [*needed, *(f"untrained_{name}" for name in _DELTAS)], "deltas table")
-    table = table.assign(pair=table.big + " − " + table.small, depth=table.depth.map(_depth))
+    table = _by_layer(table.assign(pair=table.big + " − " + table.small), "small_layer")
     for name in _DELTAS:
         table = _widest(table, name)
     one = table.seed.astype(str) != "all"
@@ -81,8 +81,8 @@ def deltas(table: pd.DataFrame, title: str = "") -> Figure:
                 top.set_title(f"{'' if j else label}\n{depth}, {layers}".lstrip(), loc="left")
                 low.set_xlabel("k")
         drawing.share_storeys(grid, lines, ["ΔR², ΔCE recovered", "untrained"])
-        handles = drawing.series_handles({words: look for words, *look in _DELTAS.values()})
-        handles += drawing.token_set_handles()
+        words = {words: look for words, *look in _DELTAS.values()}
+        handles = drawing.series_handles(words) + drawing.token_set_handles()
         handles.append(Line2D([], [], color=GREY, marker="o", label="untrained SAEs"))
         if several:
             handles.append(drawing.dot("black", "o", "single seeds", ms=1.6))
@@ -108,11 +108,11 @@ def budgets(table: pd.DataFrame, title: str = "") -> Figure:
     metrics = {"ce_rec": "CE recovered", "r2": "R²", "alive": "alive share"}
     nulls = {"untrained_ce_rec": "-", "untrained_r2": ":"}
     by = [*_CELL, "depth"]
-    needed = [*by, "subject", "d_model", "k", "tokens", "token_set", *metrics, *nulls]
+    needed = [*by, "layer", "subject", "d_model", "k", "tokens", "token_set", *metrics, *nulls]
     drawing.require(table, needed, "budgets table")
     if table.tokens.nunique() < 2:
         return drawing.words(title, "One token budget: nothing can be followed over tokens.")
-    table = table.assign(depth=table.depth.map(_depth), seed="all").sort_values("k", kind="stable")
+    table = _by_layer(table.assign(seed="all").sort_values("k", kind="stable"), "layer")
     for name in metrics:
         table = _widest(table, name)
     subjects = _subjects(table)
@@ -164,17 +164,16 @@ def kstar(table: pd.DataFrame, title: str = "") -> Figure:
     if table.empty:
         return drawing.words(title, "No targets of CE recovered are asked for.")
     by = [*_CELL, "tokens"]
-    needed = [*by, "depth", "subject", "d_model", "token_set", "target"]
+    needed = [*by, "depth", "layer", "subject", "d_model", "token_set", "target"]
     drawing.require(table, [*needed, *_K_STARS, *_K_STARS.values()], "k* table")
-    table = table.fillna(dict.fromkeys(_K_STARS.values(), ""))
-    table = table.assign(depth=table.depth.map(_depth))
+    table = _by_layer(table.fillna(dict.fromkeys(_K_STARS.values(), "")), "layer")
     targets = sorted(table.target.unique())
     looks = dict(zip(targets, drawing.cycle(len(targets)), strict=True))
     names = list(_subjects(table))
     values = table[list(_K_STARS)]
     edges = values.min(axis=None) / 1.5, values.max(axis=None) * 1.5
-    powers = 2.0 ** np.arange(*np.ceil(np.log2(edges)))
-    powers = powers[:: 1 + len(powers) // 7]
+    powers = np.arange(*np.ceil(np.log2(edges)))
+    ticks = 2.0 ** powers[:: 1 + len(powers) // 7]
     lanes = [(target, token_set) for target in targets for token_set in TOKEN_SETS]
     with drawing.style():
         lines = drawing.lines_of_panels(table, by, (), "depth")
@@ -182,7 +181,7 @@ def kstar(table: pd.DataFrame, title: str = "") -> Figure:
         for i, (label, panels) in enumerate(lines):
             for j, (depth, rows) in enumerate(panels):
                 ax = grid[i, 0, j]
-                drawing.log2_axis(ax, powers)
+                drawing.log2_axis(ax, ticks)
                 ax.set(xlim=edges, ylim=(len(names) - 0.5, -0.5), xlabel="k*")
                 for _, row in rows.iterrows():
                     colour, marker = looks[row.target]
@@ -191,8 +190,7 @@ def kstar(table: pd.DataFrame, title: str = "") -> Figure:
                     style = {"mfc": drawing.look(row.token_set != "all")["mfc"]}
                     at = {name: _at(row[name], row[flag], edges) for name, flag in _K_STARS.items()}
                     ax.plot([at["k_star_low"], at["k_star_high"]], [y, y], color=colour, lw=0.8)
-                    below = y + 0.25 / len(lanes)
-                    for name, place in (("untrained_k_star", below), ("k_star", y)):
+                    for name, place in (("untrained_k_star", y + 0.25 / len(lanes)), ("k_star", y)):
                         style["color"] = colour if name == "k_star" else GREY
                         style["marker"] = _ARROWS.get(row[_K_STARS[name]], marker)
                         ax.plot(at[name], place, clip_on=False, **style)
@@ -201,8 +199,7 @@ def kstar(table: pd.DataFrame, title: str = "") -> Figure:
                 ax.set_yticks(range(len(names)), names if j == 0 else [])
                 ax.set_title(f"{'' if j else label}\n{depth}".lstrip(), loc="left")
         words = {f"CE recovered ≥ {target:g}": look for target, look in looks.items()}
-        handles = drawing.series_handles(words)
-        handles += drawing.token_set_handles()
+        handles = drawing.series_handles(words) + drawing.token_set_handles()
         handles.append(drawing.dot(GREY, "o", "untrained SAE"))
         handles.append(drawing.dot("black", ">", "outside the grid of k"))
         drawing.legend(figure, handles, 3 if grid.shape[2] > 1 else 2)
@@ -224,11 +221,10 @@ def depth_profile(table: pd.DataFrame, title: str = "") -> Figure:
         StreamgaugeError: the table lacks a column or is empty.
     """
     spectra = {"pr": "PR", "pr_deflated1": "PR, top 1 removed"}
-    sides = ["k_min", "k_max"]
-    needed = ["subject", "corpus", "layer", "token_set", *spectra, "n_tokens", "d_model", *sides]
-    columns = [f"{name}_{side}" for side in sides for name in ("r2", "ce_rec")]
-    columns += ["untrained_r2_k_min", "untrained_ce_rec_k_min"]
-    drawing.require(table, [*needed, *columns], "depth profile")
+    needed = ["subject", "corpus", "layer", "token_set", *spectra, "n_tokens", "d_model"]
+    needed += ["k_min", "r2_k_min", "ce_rec_k_min", "k_max", "r2_k_max", "ce_rec_k_max"]
+    needed += ["untrained_r2_k_min", "untrained_ce_rec_k_min"]
+    drawing.require(table, needed, "depth profile")
     last = table.groupby("subject").layer.transform("max")
     table = table.assign(depth=table.layer / last.clip(lower=1))
     subjects = _subjects(table)
@@ -241,7 +237,7 @@ def depth_profile(table: pd.DataFrame, title: str = "") -> Figure:
     )
     if not (table.k_min < table.k_max).any():
         del gaps["k_max"]
-    columns = 6 // len(gaps)
+    wide = 6 // len(gaps)
     with drawing.style():
         panels = drawing.cells(table, ["corpus"], told=())
         figure = drawing.figure(title, DOUBLE, 4.4 * len(panels))
@@ -259,7 +255,7 @@ def depth_profile(table: pd.DataFrame, title: str = "") -> Figure:
                 drawing.plain_log(ax.yaxis)
                 ax.set_title(f"{'' if j else label}\n{words}".lstrip(), loc="left")
             for j, (name, words) in enumerate(gaps.items()):
-                ax = figure.add_subplot(spec[2 * i + 1, columns * j : columns * (j + 1)])
+                ax = figure.add_subplot(spec[2 * i + 1, wide * j : wide * (j + 1)])
                 ax.axhline(0, color=GREY, lw=0.7, zorder=0)
                 grey = GREY if name == "untrained" else None
                 _over_depth(ax, rows, f"gap_{name}", subjects, grey)
@@ -306,8 +302,8 @@ def critics(table: pd.DataFrame, title: str = "") -> Figure:
             for ratio, ls in ((first.pr, "-"), (first.pr_no_sink, (0, (1, 0.6)))):
                 if low <= ratio <= high:
                     ax.axvline(ratio, color=PALE, lw=4, ls=ls, zorder=-1)
-            about = f"PR {first.pr:.3g}, {first.pr_no_sink:.3g} without sinks"
-            ax.set_title(f"{label}\n{about}", loc="left")
+            ratios = f"PR {first.pr:.3g}, {first.pr_no_sink:.3g} without sinks"
+            ax.set_title(f"{label}\n{ratios}", loc="left")
             ax.set_xlabel("width of the bottleneck")
             if i % wide == 0:
                 ax.set_ylabel("mutual information, nats")
@@ -338,9 +334,10 @@ def _subjects(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return dict(zip(names, drawing.cycle(len(names)), strict=True))
 
 
-def _depth(name) -> str:
-    """A depth's words; depths without names of their own are numbered."""
-    return f"depth {name}" if str(name).isdigit() else str(name)
+def _by_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:
+    """The table from shallow to deep; depths without names of their own are numbered."""
+    words = [f"depth {name}" if name.isdigit() else name for name in table.depth.astype(str)]
+    return table.assign(depth=words).sort_values(layer, kind="stable")
 
 
 def _mark_mismatches(ax, rows: pd.DataFrame) -> None:
@@ -348,13 +345,12 @@ def _mark_mismatches(ax, rows: pd.DataFrame) -> None:
     for m, token_set in enumerate(TOKEN_SETS):
         own = rows[(rows.token_set == token_set) & (rows.mismatch == 1)]
         at = own.k * drawing.sideways(2 * m - 1)
-        style = {"color": "black", "ls": "none", "mfc": drawing.look(m == 1)["mfc"]}
-        style |= {"transform": ax.get_xaxis_transform()}
+        style = {"color": "black", "ls": "none", "transform": ax.get_xaxis_transform()}
+        style["mfc"] = drawing.look(m == 1)["mfc"]
         resolved = own.resolved.astype(bool)
         for kind, marker, size in ((resolved, "*", 6), (~resolved, "X", 4)):
             if kind.any():  # an empty line that is not clipped has no extent to lay out
-                ones = np.ones(kind.sum())
-                ax.plot(at[kind], ones, marker=marker, ms=size, clip_on=False, **style)
+                ax.plot(at[kind], at[kind] ** 0, marker=marker, ms=size, clip_on=False, **style)
 
 
 def _label_tokens(ax, steps: Sequence[int]) -> None:
@@ -398,7 +394,7 @@ def _profile(ax, rows: pd.DataFrame, colour: str, marker: str) -> None:
     for kind, face in ((~pinned, colour), (pinned, "white")):
         ax.plot(rows.width[kind], rows.mi_nats[kind], marker, color=colour, mfc=face)
     first = rows.iloc[0]
-    ax.axvline(first.k_star, color=colour, ls=(0, (3.5, 2)), lw=0.8, zorder=0)
+    ax.axvline(first.k_star, color=colour, ls=drawing.look(True)["ls"], lw=0.8, zorder=0)
     if first.censored in _ARROWS:
         style = {"transform": ax.get_xaxis_transform(), "clip_on": False}
         ax.plot(first.k_star, 1, _ARROWS[first.censored], color=colour, **style)
