@@ -1,16 +1,19 @@
 """The simulation of verdicts: extremes, error rates, and that it judges as `verdicts` does."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
 
-from streamgauge import drawing, figures, simulation, statistics, verdict_figures, verdicts
+import figure_checks
+from streamgauge import drawing, simulation, statistics, verdict_figures, verdicts
 from streamgauge.errors import StreamgaugeError
 from verdict_data import RULES, budgets, deltas
 
+ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"trials": 200, "seeds": [1, 2, 12], "sequences": [16, 300], "seed": 0, "rules": RULES}
 
 
@@ -157,6 +160,7 @@ def test_drawn_proxies_and_points_correlate_as_asked():
 # --- the figure -------------------------------------------------------------------------------
 def test_figure_draws_the_table(table, tmp_path):
     figure = verdict_figures.verdict_calibration(table, "Title")
+    figure_checks.check_layout(figure)
     assert len(figure.axes) == 2 * 2 + 3
     ax = next(
         ax
@@ -166,8 +170,20 @@ def test_figure_draws_the_table(table, tmp_path):
     own = drawing.having(table, {"hypothesis": "H1", "world": "one cell", **BEST})
     drawn = [line.get_ydata() for line in ax.get_lines()]
     assert any(np.array_equal(y, own.supported) for y in drawn)
-    for name in ("a", "b"):
-        figures.save(verdict_figures.verdict_calibration(table), tmp_path / f"{name}.svg")
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    figure_checks.check_same_bytes(lambda: verdict_figures.verdict_calibration(table), tmp_path)
     with pytest.raises(StreamgaugeError, match="lacks the columns coverage"):
         verdict_figures.verdict_calibration(table.drop(columns="coverage"))
+
+
+def test_the_documented_table_is_one_of_this_simulation(table):
+    """Same columns and cases as made here, with the rates the page quotes."""
+    documented = pd.read_csv(ROOT / "docs/verdict-calibration.csv")
+    assert list(documented) == list(table)
+    wrong = documented[documented.supported_is == "false positive"]
+    assert wrong.supported.max() == 0.08
+    key = {"world": "one cell", "seeds": 3, "sequences": 200, "seed_sd": 0.003}
+    assert rate(documented, "H0", effect=0.0, **key) == 0.81
+    assert rate(documented, "H1", effect=0.04, **key) == 0.5775
+    assert rate(documented, "H1", effect=0.04, **key | {"world": "every cell"}) == 0.975
+    calm = wrong[wrong.world != "still training"]
+    assert calm.supported.max() == 0.06

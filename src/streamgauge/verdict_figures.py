@@ -96,9 +96,9 @@ def verdict_calibration(table: pd.DataFrame, title: str = "") -> Figure:
             Line2D([], [], color="black", label=f"sd over seeds {x:g}", **drawing.look(m > 0))
             for m, x in enumerate(spreads)
         ]
-        handles.append(Line2D([], [], color=GREY, ls=":", label="level; coverage aimed at"))
+        handles.append(Line2D([], [], color=GREY, ls=":", label="level; aim"))
         handles.append(Line2D([], [], color=PALE, lw=6, label="hypothesis false"))
-        drawing.legend(figure, handles, 5)
+        drawing.legend(figure, handles, 4)
     return figure
 
 
