@@ -53,18 +53,20 @@ def side_by_side(
     missing = [name for name in _CELLS if name not in cells]
     if missing:
         raise StreamgaugeError(f"the published cells have no column '{missing[0]}'")
-    sources = {record["spec"]["wildcards"]["subject"]: record["facts"] for record in subjects}
+    sources = {
+        record["spec"]["wildcards"]["subject"]: record["facts"]["source"] for record in subjects
+    }
     rows = grid[(grid.token_set == "all") & (grid.objective == "mse")]
-    rows = rows.assign(model=rows.subject.map(lambda name: _repo(sources[name]["source"])))
     trained = rows[rows.codec == "sae"]
     untrained = rows[rows.codec == "untrained"].set_index(_SAE)
+    repos = trained.subject.map(lambda name: _repo(sources[name]))
     found = []
     for cell in cells.to_dict("records"):
-        there = (trained.model == cell["model"]) & (trained.tokens == cell["tokens"])
-        there &= (trained.k == cell["k"]) & (
-            pd.isna(cell["layer"]) | (trained.layer == cell["layer"])
-        )
-        for sae in trained[there].to_dict("records"):
+        same = (repos == cell["model"]) & (trained.tokens == cell["tokens"])
+        same &= trained.k == cell["k"]
+        if pd.notna(cell["layer"]):
+            same &= trained.layer == cell["layer"]
+        for sae in trained[same].to_dict("records"):
             null = untrained.loc[tuple(sae[name] for name in _SAE)]
             found.append(_row(cell, sae, null))
     return pd.DataFrame(found, columns=list(COLUMNS))
