@@ -9,18 +9,19 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from streamgauge import decisions, leaderboard, statistics, verdict_page, verdicts
+from streamgauge import decisions, drawing, leaderboard, statistics, verdict_page, verdicts
 from streamgauge.errors import StreamgaugeError
+from test_comparisons import planted
 from verdict_data import RULES, advantages, budgets, critics, deltas
 
 SUPPORTED, REJECTED, OPEN = "supported", "rejected", "not adjudicated"
 
 
-def judged(gap=0.0, change=0.0, *, ranked=None, read=None, refused=(), rules=None, **shape):
+def judged(gap=0.0, change=0.0, *, ranked=None, read=None, missing=(), rules=None, **shape):
     table = deltas(gap, **shape)
     settings = RULES | {"resamples": 500} | (rules or {})
     return verdicts.adjudicate(
-        table, budgets(change, table), ranked, read, refused=refused, **settings
+        table, budgets(change, table), ranked, read, missing=missing, **settings
     )
 
 
@@ -91,11 +92,13 @@ def test_one_seed_has_no_interval():
     assert statistic["low"] is statistic["high"] is statistic["p_value"] is None
 
 
-def test_no_pair_of_models_names_why():
-    table = deltas()
-    facts = verdicts.adjudicate(
-        table.iloc[:0], budgets(table=table), None, None, refused=["s, l: tokens differ"], **RULES
-    )
+def test_no_pair_of_models_names_why(tmp_path):
+    for name, table in (("deltas", deltas()), ("budgets", budgets())):
+        table.iloc[:0].to_csv(tmp_path / f"{name}.csv", index=False)
+    empty = [pd.read_csv(tmp_path / f"{name}.csv") for name in ("deltas", "budgets")]
+    why = ["s, l: tokens differ"]
+    facts = verdicts.adjudicate(*empty, None, None, refused=why, **RULES)
+    assert facts["not_compared"] == why and facts["path"] == ["q_data", "open_data"]
     assert "s, l: tokens differ" in facts["hypotheses"]["H0"]["reason"]
     assert said(facts, "H1") == OPEN and not facts["hypotheses"]["H0"]["cells"]
 
@@ -135,6 +138,22 @@ def test_a_table_without_its_null_is_refused():
         verdicts.adjudicate(
             table, budgets(table=table).drop(columns="change_ce_rec"), None, None, **RULES
         )
+
+
+def test_the_tables_of_comparisons_are_read(tmp_path):
+    """What `comparisons` makes, written as CSV and read again, can be judged."""
+    made = planted()
+    for name in ("deltas", "budgets"):
+        getattr(made, name).to_csv(tmp_path / f"{name}.csv", index=False)
+    tables = [pd.read_csv(tmp_path / f"{name}.csv") for name in ("deltas", "budgets")]
+    facts = verdicts.adjudicate(*tables, None, None, **RULES, **made.facts)
+    cells = facts["hypotheses"]["H0"]["cells"]
+    assert len(cells) == 6 and {cell["tokens"] for cell in cells} == {4000}
+    for cell in cells:
+        key = {"token_set": "all", "tokens": 4000, "k": cell["k"], "subject": "big"}
+        row = drawing.having(tables[1], key | {"layer": cell["big_layer"]}).iloc[0]
+        assert cell["change_big"] == row.change_ce_rec
+        assert (cell["p_equal"] < 0.05) == (cell["state"] == "within the margin")
 
 
 # --- H2 and H3 ----------------------------------------------------------------------------------
@@ -306,8 +325,9 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize(("gap", "end"), [(0.0, "h2_supported"), (0.08, "h1"), (0.02, "open_gap")])
 def test_the_page_is_whole_and_marks_the_path(gap, end):
-    facts = judged(gap, ranked=advantages())
+    facts = judged(gap, ranked=advantages(), missing=["l lacks k 64"])
     text = verdict_page.page(facts, "demo <1>")
+    assert "<li>l lacks k 64</li>" in text
     page = Page(text)
     assert page.open == [] and "demo &lt;1&gt;" in text and "nan" not in text.lower()
     assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}

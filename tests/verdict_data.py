@@ -69,10 +69,8 @@ def budgets(change=0.0, table=None, **shape):
     rows = rows.drop_duplicates(names).rename(
         columns={"d_ce_rec_se_seeds": "change_ce_rec_se_seeds"}
     )
-    steps = dict(itertools.pairwise(sorted(rows.tokens.unique())))
-    before = {later: earlier for earlier, later in steps.items()}
-    rows["previous_tokens"] = rows.tokens.map(before)
-    later = rows.previous_tokens.notna()
+    later = rows.tokens > rows.tokens.min()
+    rows["change_n_seeds"] = rows.n_seeds.where(later, 0)
     moved = [change(subject) if callable(change) else change for subject in rows.subject]
     rows["change_ce_rec"] = np.where(later, moved, np.nan)
     rows["change_ce_rec_se_sequences"] = np.where(later, 0.002, np.nan)

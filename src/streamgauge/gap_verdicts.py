@@ -20,10 +20,12 @@ _DELTAS = [
     *("big_d_model", "n_sequences", "n_seeds", "d_ce_rec_se_sequences", "d_ce_rec_se_seeds"),
     *("d_r2", "d_ce_rec", "gap", "untrained_d_r2", "untrained_d_ce_rec", "untrained_gap"),
 ]
-_CHANGE = ["change_ce_rec", "change_ce_rec_se_sequences", "change_ce_rec_se_seeds"]
+_CHANGE = [
+    *("change_ce_rec", "change_ce_rec_se_sequences", "change_ce_rec_se_seeds", "change_n_seeds"),
+]
 _BUDGETS = [
-    *("corpus", "expansion", "objective", "k", "subject", "layer", "tokens", "previous_tokens"),
-    *("n_seeds", "n_sequences", *_CHANGE),
+    *("corpus", "expansion", "objective", "k", "subject", "layer", "tokens", "n_sequences"),
+    *_CHANGE,
 ]
 _SHOWN = ["value", "low", "high"]
 _WITHIN, _RESIDUAL = "within the margin", "beyond the margin, converged"
@@ -74,19 +76,10 @@ class Cells:
 
     def _changes(self, budgets, side) -> decisions.Mean:
         """Change of CE_rec over the last step of the budget, of one side's SAEs of every cell."""
-        run = ["corpus", "expansion", "objective", "k", "subject", "layer"]
-        before = budgets[[*run, "tokens", "n_seeds"]]
-        found = budgets.merge(
-            before.rename(columns={"tokens": "previous_tokens", "n_seeds": "previous_seeds"}),
-            on=[*run, "previous_tokens"],
-            how="left",
-        ).rename(columns={"subject": side, "layer": f"{side}_layer"})
-        keys = [*run[:4], side, f"{side}_layer", "tokens"]
-        columns = [*_CHANGE, "n_sequences", "n_seeds", "previous_seeds"]
-        # the change is that of common seeds, of which there are at most as many as at either end
-        found = self.last[keys].merge(found[[*keys, *columns]], on=keys, how="left")
-        seeds = found[["n_seeds", "previous_seeds"]].min(axis=1, skipna=False)
-        value, se_sequences, se_seeds = (found[name] for name in _CHANGE)
+        found = budgets.rename(columns={"subject": side, "layer": f"{side}_layer"})
+        keys = ["corpus", "expansion", "objective", "k", "tokens", side, f"{side}_layer"]
+        found = self.last[keys].merge(found[[*keys, "n_sequences", *_CHANGE]], on=keys, how="left")
+        value, se_sequences, se_seeds, seeds = (found[name] for name in _CHANGE)
         return decisions.mean(value, se_sequences, found.n_sequences, se_seeds, seeds)
 
     def _gap(self, rows) -> decisions.Gap:

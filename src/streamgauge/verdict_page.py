@@ -95,7 +95,8 @@ def page(facts: Mapping[str, Any], study: str = "") -> str:
         *(_hypothesis(name, facts["hypotheses"][name], rules) for name in facts["order"]),
         _cells(facts["hypotheses"]["H0"]["cells"]),
         _exploratory(facts["exploratory"], rules),
-        "<h2>Limits</h2><ul>" + "".join(f"<li>{escape(text)}</li>" for text in _LIMITS) + "</ul>",
+        _list("Not compared", facts["not_compared"]),
+        _list("Limits", _LIMITS),
     ]
     body = "\n".join(part for part in parts if part)
     return (
@@ -249,6 +250,11 @@ def _exploratory(rows, rules) -> str:
         "</p><div class='scroll'><table><tr><th>proxy</th><th>advantage</th><th>p</th></tr>"
         f"{lines}</table></div>"
     )
+
+
+def _list(title, items) -> str:
+    lines = "".join(f"<li>{escape(text)}</li>" for text in items)
+    return f"<h2>{title}</h2><ul>{lines}</ul>" if items else ""
 
 
 def _of(row):

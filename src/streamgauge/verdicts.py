@@ -48,6 +48,7 @@ def adjudicate(
     advantage: float,
     token_set: str,
     refused: Sequence[str] = (),
+    missing: Sequence[str] = (),
     resamples: int = 5000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -66,14 +67,16 @@ def adjudicate(
         advantage: the smallest difference of Spearman correlations (H2) and the smallest
             correlation (H3) that would matter.
         token_set: ``all`` or ``no_sink``.
-        refused: why pairs of subjects could not be compared, for the reason of a verdict.
+        refused, missing: sentences of `comparisons.tables`: pairs of subjects that were not
+            compared and why, SAEs that one of a pair lacks.
         resamples, confidence, seed: of the null of H3 and of intervals.
 
     Returns:
         Facts of ``verdicts.json``, without NaN: ``order``, ``path`` (nodes of the decision tree
-        that were taken), ``legend``, ``rules``, and for each of the ``hypotheses`` its ``claim``,
-        ``verdict`` (``supported``, ``rejected``, ``not adjudicated``), ``reason``, ``statistic``
-        (name, value, low, high, unit, p_value, confidence), ``null``, ``margin`` and ``cells``.
+        that were taken), ``legend``, ``rules``, ``exploratory`` (other proxies), ``not_compared``
+        (`refused` and `missing`), and for each of the ``hypotheses`` its ``claim``, ``verdict``
+        (``supported``, ``rejected``, ``not adjudicated``), ``reason``, ``statistic`` (name,
+        value, low, high, unit, p_value, confidence), ``null``, ``margin`` and ``cells``.
         A closed hypothesis has neither statistic nor null.
 
     Raises:
@@ -104,6 +107,7 @@ def adjudicate(
             "rules": settings | {"confidence": confidence},
             "hypotheses": {name: {"claim": CLAIMS[name], **hypotheses[name]} for name in ORDER},
             "exploratory": exploratory,
+            "not_compared": [*refused, *missing],
         }
     )
 

@@ -10,12 +10,14 @@ from streamgauge.jobs import job
 with job(snakemake.log[0], snakemake.threads):
     spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
     drawn = provenance.settings(spec, "statistics")
+    compared = manifest.read(source.comparisons)["facts"]
     facts = verdicts.adjudicate(
         pd.read_csv(source.deltas),
         pd.read_csv(source.budgets),
         leaderboard.advantage(pd.read_csv(source.grid_table), **drawn),
         pd.read_csv(source.critics_table),
-        refused=manifest.read(source.comparisons)["facts"]["refused"],
+        refused=compared["refused"],
+        missing=compared["missing"],
         **provenance.settings(spec, "verdicts"),
         **drawn,
     )
