@@ -14,13 +14,28 @@ rule comparisons:
         manifest="results/studies/{study}/comparisons.json",
         deltas=report(
             "results/studies/{study}/deltas.csv",
-            caption="../workflow/report/deltas.rst",
+            caption="../workflow/report/deltas_table.rst",
             category="Proxy gap",
             labels={"study": "{study}", "what": "deltas, table"},
         ),
-        budgets="results/studies/{study}/budgets.csv",
-        correlations="results/studies/{study}/correlations.csv",
-        kstar="results/studies/{study}/kstar.csv",
+        budgets=report(
+            "results/studies/{study}/budgets.csv",
+            caption="../workflow/report/budgets_table.rst",
+            category="Proxy gap",
+            labels={"study": "{study}", "what": "budgets, table"},
+        ),
+        correlations=report(
+            "results/studies/{study}/correlations.csv",
+            caption="../workflow/report/correlations.rst",
+            category="Proxy gap",
+            labels={"study": "{study}", "what": "correlations, table"},
+        ),
+        kstar=report(
+            "results/studies/{study}/kstar.csv",
+            caption="../workflow/report/kstar_table.rst",
+            category="Proxy gap",
+            labels={"study": "{study}", "what": "k*, table"},
+        ),
     log: "logs/studies/{study}/comparisons.log"
     benchmark: "logs/studies/{study}/comparisons.tsv"
     params: spec=spec("comparisons")
@@ -36,7 +51,12 @@ rule depth_profile_table:
         budgets=ancient("results/studies/{study}/budgets.csv"),
     output:
         manifest="results/studies/{study}/depth_profile.json",
-        table="results/studies/{study}/depth_profile.csv",
+        table=report(
+            "results/studies/{study}/depth_profile.csv",
+            caption="../workflow/report/depth_profile_table.rst",
+            category="Spectra",
+            labels={"study": "{study}", "what": "depth profile, table"},
+        ),
     log: "logs/studies/{study}/depth_profile_table.log"
     benchmark: "logs/studies/{study}/depth_profile_table.tsv"
     params: spec=spec("depth_profile_table")

@@ -5,6 +5,8 @@ rule import_sae:
     message: "import SAE {wildcards.sae} for {wildcards.subject} layer {wildcards.ell}"
     input:
         lambda w: own_files("imports", "sae", w),
+        activations=f"{LAYER}/activations-eval.json",
+        store=ancient(f"{LAYER}/activations-eval.zarr"),
     output:
         manifest=f"{SAE}/sae.json",
         cfg=f"{SAE}/cfg.json",

@@ -165,7 +165,7 @@ def test_anchors_may_be_shared_but_not_circular(base, written):
     ("overlay", "says"),
     [
         ("sae: {lrr: 1}", ["sae.lrr is not a key", "warmup_steps", "nearest: lr"]),
-        ("lr: 3", ["lr is not a key", "lr belongs to sae"]),
+        ("lr: 3", ["lr is not a key", "lr belongs to pretrain or sae or critics"]),
         ("grid: {objective: [mse]}", ["grid.objective", "nearest: objectives"]),
         ("figures: {pr_canyn: {}}", ["figures.pr_canyn", "nearest: pr_canyon"]),
         ("sae: {trainer: nativ}", ["sae.trainer is 'nativ'", "native, saelens", "nearest: native"]),

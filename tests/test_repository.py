@@ -12,21 +12,21 @@ MODULES = sorted((ROOT / "src/streamgauge").rglob("*.py"))
 
 # a module may import from earlier rows and from its own
 ROWS = [
-    {"errors", "progress", "jobs"},
+    {"errors", "progress", "jobs", "wording"},
     {"metrics", "spectra", "statistics", "row_metric", "critics"},
-    {"zarr_store", "stores", "manifest", "provenance"},
+    {"zarr_store", "stores", "manifest", "provenance", "checkpoints"},
     {"subjects", "corpora", "hooks"},
     {
         *("shard_writer", "harvest", "gradients", "probes", "depth_profile", "sae", "evaluate"),
-        *("sensitivity", "calibration", "attention", "scores"),
+        *("sensitivity", "calibration", "attention", "critic_runs", "scores"),
     },
     {
-        *("controls", "proxy_gap", "comparisons", "leaderboard", "verdicts", "simulation"),
-        *("published", "verdict_page", "drawing", "figures", "sensitivity_figures"),
-        *("study_figures", "verdict_figures"),
+        *("controls", "leaderboard", "proxy_gap", "paired", "comparisons", "published"),
+        *("audit_report", "decisions", "gap_verdicts", "verdicts", "verdict_page", "simulation"),
+        *("drawing", "figures", "sensitivity_figures", "study_figures", "verdict_figures"),
     },
     {
-        *("wording", "config", "study", "contents", "verify", "inspect", "estimate", "audit"),
+        *("config", "study", "contents", "verify", "inspect", "estimate", "audit"),
         "cli",
     },
 ]

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from sae_data import activations, write_store
+from streamgauge import checkpoints
 from streamgauge.errors import StreamgaugeError
 from streamgauge.sae import cell, io, topk
-from streamgauge.sae.io import load_checkpoint
 from streamgauge.sae.start import geometric_median
 from streamgauge.sae.train import Run, Settings, train
 from streamgauge.stores import ActivationStore  # noqa: F401  (used by SCRIPT)
@@ -129,7 +129,7 @@ def test_killed_and_resumed_gives_the_same_bits(store, together, tmp_path, secon
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    steps_done = load_checkpoint(checkpoint)[0]["0.done"][0]
+    steps_done = checkpoints.load(checkpoint)[0]["0.done"][0]
     assert 0 < steps_done < 40
     resumed = train(store, RUNS, SETTINGS, tmp_path, checkpoint_seconds=0.01)
     for a, b in zip(resumed, together, strict=True):

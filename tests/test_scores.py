@@ -338,3 +338,9 @@ def test_the_grid_table_has_one_row_for_each_codec_and_token_set():
     # manifests sort their keys: the table does not depend on it
     halves = [part.drop(columns="seed").reset_index(drop=True) for _, part in table.groupby("seed")]
     pd.testing.assert_frame_equal(*halves)
+
+
+def test_without_k_there_is_no_rate():
+    found = scores.scores(MADE.rows, MADE.latents, **{**SETTINGS, "k": None})
+    assert found["sae"]["all"]["rate_bits"]["value"] is None
+    assert found["sae"]["all"]["entropy_rate_bits"] == FOUND["sae"]["all"]["entropy_rate_bits"]

@@ -13,7 +13,7 @@ import torch
 
 import models
 from pipeline import prose, tree_digest
-from streamgauge import checkpoints, corpora, manifest, subjects
+from streamgauge import corpora, manifest, subjects
 from streamgauge.errors import StreamgaugeError
 from streamgauge.subjects import scratch
 
@@ -279,22 +279,6 @@ def test_rows_at_most(corpus, family):
     assert np.array_equal(exact, all_rows) and np.array_equal(documents, all_documents)
     with pytest.raises(StreamgaugeError, match=f"{len(all_rows):,} are there"):
         corpora.token_rows(block, tokenizer, "eval", len(all_rows) + 1)
-
-
-def test_checkpoints(tmp_path):
-    path, tensors = tmp_path / "new" / "c.safetensors", {"a": torch.arange(3), "b": torch.ones(())}
-    facts = {"work": "this", "sizes": (1, 2)}
-    assert checkpoints.resume(path, facts) is None
-    checkpoints.save(path, tensors, facts)
-    assert [file.name for file in path.parent.iterdir()] == ["c.safetensors"]
-    found = checkpoints.resume(path, facts)
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-    assert checkpoints.resume(path, facts | {"work": "other"}) is None
-    path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(StreamgaugeError, match="unreadable checkpoint"):
-        checkpoints.load(path)
-    with pytest.raises(StreamgaugeError, match="cannot be written"):
-        checkpoints.save(path / "below a file", tensors, facts)
 
 
 def test_the_script_leaves_a_model_and_its_manifest(corpus, tmp_path):

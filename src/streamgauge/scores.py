@@ -40,7 +40,7 @@ def scores(
     sensitivity: pd.DataFrame | None = None,
     *,
     d_sae: int,
-    k: int,
+    k: int | None,
     resamples: int = 5000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -52,7 +52,8 @@ def scores(
             sequences.
         latents: firing counts of `evaluate` for the codecs with latents.
         sensitivity: table of `sensitivity.measure` on the same sequences, where there is one.
-        d_sae, k: shape of the SAEs, for the alive fraction and the rate.
+        d_sae, k: shape of the SAEs, for the alive fraction and the rate; without k (an SAE that
+            keeps what exceeds a threshold) there is no ``rate_bits``.
         resamples, confidence, seed: see `statistics.bootstrap`; all codecs and both token sets
             share the resamples.
 
@@ -100,9 +101,9 @@ def scores(
             if not np.isnan(table[f"l0_sum_{s}"]).any():
                 fired = _firing(latents, codec, f"n_{s}", table.index, d_sae)
                 values[codec] |= _latent_metrics(fired, weights, values[codec]["n_tokens"])
-                values[codec]["rate_bits"] = np.full(
-                    len(weights), metrics.rate_bits_per_token(d_sae, k)
-                )
+                if k is not None:
+                    rate = metrics.rate_bits_per_token(d_sae, k)
+                    values[codec]["rate_bits"] = np.full(len(weights), rate)
             progress.update(1, token_set=s)
         if all(codec in values for codec in DIFFERENCE):
             one, other = (values[codec] for codec in DIFFERENCE)
@@ -287,7 +288,7 @@ def _entry(key, values, n, confidence) -> dict[str, float | None]:
 
 
 def scorecard(
-    per_sequence, latents, sensitivity=None, *, d_model: int, d_sae: int, k: int, **statistics_
+    per_sequence, latents, sensitivity=None, *, d_model: int, d_sae: int, k: int | None, **statistics_
 ) -> dict:
     """`scores` with the shape they belong to, as ``scores.json`` holds them.
 

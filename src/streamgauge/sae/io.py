@@ -1,13 +1,11 @@
-"""SAE directories in the layout of SAELens, and checkpoints of a training run.
+"""SAE directories in the layout of SAELens.
 
 A directory holds ``cfg.json`` and ``sae_weights.safetensors`` with ``W_enc`` (d, m), ``b_enc``,
 ``W_dec`` (m, d), ``b_dec`` and, for JumpReLU, ``threshold`` (m,); ``sae_lens.SAE.load_from_disk``
 reads it. Weights are read from safetensors only, never from a pickle. Other layouts: `formats`.
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from streamgauge import checkpoints
 from streamgauge.errors import StreamgaugeError
 from streamgauge.sae.codec import SparseAutoencoder
 from streamgauge.sae.threshold import ThresholdSAE
@@ -56,9 +55,9 @@ def save(sae: SparseAutoencoder, directory: Path | str, metadata: dict) -> None:
     if sae.k is not None:
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     tensors = {name: value.cpu().float() for name, value in sae.tensors().items()}
-    _replace(directory / WEIGHTS, lambda path: save_file(tensors, path))
+    checkpoints.replace(directory / WEIGHTS, lambda path: save_file(tensors, path))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    _replace(directory / CONFIG, lambda path: path.write_text(text))
+    checkpoints.replace(directory / CONFIG, lambda path: path.write_text(text))
 
 
 def load(
@@ -104,50 +103,6 @@ def fold_decoder_norm(sae: TopKSAE) -> TopKSAE:
         b_enc=sae.b_enc * norm,
         W_dec=sae.W_dec / norm.unsqueeze(1),
     )
-
-
-def save_checkpoint(path: Path | str, tensors: dict[str, torch.Tensor], facts: dict) -> None:
-    """Write tensors and JSON facts as one safetensors file that is whole or not there."""
-    _replace(
-        Path(path), lambda temporary: save_file(tensors, temporary, {"facts": json.dumps(facts)})
-    )
-
-
-def load_checkpoint(path: Path | str) -> tuple[dict[str, torch.Tensor], dict]:
-    """(tensors, facts) of a checkpoint.
-
-    Raises:
-        StreamgaugeError: the file is no readable checkpoint.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise StreamgaugeError(
-            f"unreadable checkpoint ({error})",
-            where=str(path),
-            remedy="Delete it; training starts again from the first step.",
-        ) from error
-
-
-def _replace(path: Path, write) -> None:
-    """Write beside `path` and rename, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise StreamgaugeError(
-            f"cannot be written ({error})",
-            where=str(path),
-            remedy="Check free space and permissions; a second start continues the work.",
-        ) from error
 
 
 # --- what a stranger's directory holds ------------------------------------------------------------

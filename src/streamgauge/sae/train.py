@@ -4,7 +4,6 @@ Every SAE of a call sees the same batches in the same order, so training several
 the weights each would get alone.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from streamgauge import checkpoints
 from streamgauge.progress import Progress
-from streamgauge.sae import io, topk
+from streamgauge.sae import topk
 from streamgauge.sae.objective import Euclidean, SquaredError
 from streamgauge.sae.runs import COLUMNS, HISTORY_ROWS, Run, Settings, Trained, check, trained
 from streamgauge.sae.start import Start, measure, not_finite
@@ -74,7 +74,7 @@ def train(
         return saelens.train(stream, runs, settings, label=label)
     path = Path(scratch) / CHECKPOINT
     identity = _identity(stream, runs, settings, objective)
-    tensors = _resume(path, identity)
+    tensors = checkpoints.resume(path, identity)
     if tensors is None:
         start = objective.start(stream, measure(stream, settings.b_dec_init))
     else:
@@ -92,7 +92,7 @@ def train(
         state["start.numbers"] = torch.tensor(numbers, dtype=torch.float64)
         for number, training in enumerate(trainings):
             state |= {f"{number}.{name}": value for name, value in training.state().items()}
-        io.save_checkpoint(path, state, identity)
+        checkpoints.save(path, state, identity)
 
     total = max(training.steps for training in trainings)
     done = max(training.step.done for training in trainings)
@@ -195,14 +195,6 @@ def _identity(stream: Stream, runs: Sequence[Run], settings: Settings, objective
         "objective": objective.name,
     }
     return {"runs": [asdict(run) for run in runs], "settings": asdict(settings), "data": data}
-
-
-def _resume(path: Path, identity: dict) -> dict[str, torch.Tensor] | None:
-    """The checkpoint's tensors, or None where there is none for this very work."""
-    if not path.exists():
-        return None
-    tensors, facts = io.load_checkpoint(path)
-    return tensors if facts == json.loads(json.dumps(identity)) else None
 
 
 def _start_from(tensors: dict[str, torch.Tensor], device: torch.device) -> Start:
