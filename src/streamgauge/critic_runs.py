@@ -70,14 +70,15 @@ def measure(
     y, explained = _reduced(subject, tokens[:n], layer, h, keep, components, scratch, label)
     x, sequence = h[keep], np.nonzero(keep)[0]
     test = critics.held_out(sequence)
-    progress = Progress(2 * training["steps"] * len(critics.CRITICS) * len(widths), "steps", label)
+    of_one = 2 * training["steps"]  # a critic and its null
+    progress = Progress(of_one * len(critics.CRITICS) * len(widths), "steps", label)
     training |= {"device": subject.device, "tick": progress.update}
     rows = []
     for critic in critics.CRITICS:
         for width in widths:
             path = scratch / f"{critic}-{width:05d}.parquet"
             if path.exists():
-                progress.update(2 * training["steps"])
+                progress.update(of_one)
             else:
                 row = critics.at_width(x, y, test, critic, width, seed=seed, **training)
                 write_whole(pd.DataFrame([row]), path)

@@ -22,6 +22,7 @@ from torch import nn
 
 from streamgauge.errors import StreamgaugeError
 from streamgauge.metrics import float64
+from streamgauge.statistics import ROUNDING
 
 CRITICS = ("separable", "hybrid")
 #: A value this share of the ceiling or more is pinned: it says log N, not the information.
@@ -34,6 +35,8 @@ _HELD_OUT = 0.25
 _VALIDATION = 0.2
 _CHECK_EVERY = 20  # steps between looks at the validation part
 _PATIENCE = 5  # looks without a gain after which training stops
+# ten times as much helps where pairs are few, but makes some critics give up a dimension
+_WEIGHT_DECAY = 0.1
 _DEALS = 4  # ways the held-out pairs are dealt into groups of N
 
 
@@ -86,19 +89,19 @@ def information(
     critic: str,
     width: int,
     *,
-    hidden: int = 64,
+    hidden: int = 128,
     steps: int = 300,
-    batch_size: int = 256,
-    lr: float = 1e-3,
+    batch_size: int = 128,
+    lr: float = 2e-3,
     seed: int = 0,
     device="cpu",
     tick: Callable[[int], None] | None = None,
 ) -> Information:
     """Train one critic and give its value on held-out pairs.
 
-    Both sides are standardised by the training part. The critic starts at T = 0, whose value is 0.
-    The last fifth of the training pairs is not trained on: the critic kept is the one that did
-    best on it, so hand over the pairs in order of their sequences.
+    Both sides are standardised by the training part. A critic starts at T = 0, whose value is 0.
+    The last fifth of the training pairs is not trained on: the critic is kept at the step that
+    did best on it. Hand over the pairs in order of sequences.
 
     Args:
         x_train, y_train: paired rows, (n, d_x) and (n, d_y), arrays.
@@ -106,12 +109,12 @@ def information(
         critic: ``separable`` or ``hybrid``.
         width: numbers that each encoder may pass on.
         hidden: units of the hidden layer of each encoder and of the hybrid's own.
-        steps: most Adam steps; ended early where the validation part gains nothing.
+        steps: most AdamW steps; ended early where the validation part gains nothing.
         batch_size: N, pairs told apart, in training and in the value; m where that is smaller.
-        lr: Adam's learning rate.
-        seed: of the initial weights and the batches.
-        device: where it is trained. Draws are made on the CPU, the same for every device.
-        tick: called with the number of steps done, or saved by stopping early.
+        lr: AdamW's learning rate.
+        seed: of the initial weights and the batches, the same on every device.
+        device: where it is trained.
+        tick: called with steps done, those saved by stopping early included.
 
     Raises:
         StreamgaugeError: no such critic or width, sides of unequal length, values that are not
@@ -135,7 +138,7 @@ def information(
     y_train, y_test = _standardised(y_train, y_test, n_fit, device)
     draws = torch.Generator().manual_seed(seed)
     model = _Critic(critic, x_train.shape[1], y_train.shape[1], width, hidden, draws).to(device)
-    step = _train(model, x_train, y_train, n_fit, steps, batch_size, lr, draws, tick)
+    step = _train(model, x_train, y_train, n_fit, steps, batch_size, lr, draws, tick or _no_tick)
     n = min(batch_size, len(x_test))
     return Information(_value(model, x_test, y_test, n, seed, _DEALS), math.log(n), step)
 
@@ -187,15 +190,9 @@ def at_width(x, y, test, critic: str, width: int, *, seed: int = 0, **training) 
     shuffled = (sides[0], rng.permutation(sides[1]), sides[2], rng.permutation(sides[3]))
     found = information(*sides, critic, width, seed=own, **training)
     null = information(*shuffled, critic, width, seed=own, **training)
-    return {
-        "critic": critic,
-        "width": width,
-        "mi_nats": found.mi_nats,
-        "shuffled_mi_nats": null.mi_nats,
-        "ceiling_nats": found.ceiling_nats,
-        "pinned": found.pinned,
-        "n_pairs": len(x),
-    }
+    values = {"mi_nats": found.mi_nats, "shuffled_mi_nats": null.mi_nats}
+    values |= {"ceiling_nats": found.ceiling_nats, "pinned": found.pinned}
+    return {"critic": critic, "width": width, **values, "n_pairs": len(x)}
 
 
 def summary(rows: Iterable[Mapping]) -> pd.DataFrame:
@@ -266,32 +263,31 @@ def logit_basis(logits, components: int) -> Basis:
     normaliser falls out, and nothing else is lost.
 
     Args:
-        logits: (n, V), tensor or array; hand over the training part alone.
-        components: how many, at most n − 1 and V − 1.
+        logits: (n, V), tensor or array, n at most a few thousand, of the training part alone.
+        components: how many.
 
     Returns:
         Directions of unit length, the largest entry of each positive; `explained` is their share
         of the variance.
 
     Raises:
-        StreamgaugeError: too few rows for so many components.
+        StreamgaugeError: the rows span fewer components.
     """
     x = _centred(logits)
-    if components > min(x.shape) - 1 or components < 1:
-        raise StreamgaugeError(
-            f"{components} components of logits of shape {tuple(x.shape)} do not exist",
-            remedy="Lower critics.components or raise critics.sequences.",
-        )
     mean = x.mean(0)
     x = x - mean
-    # fewer rows than words: the smaller of the two square matrices has the same spectrum
-    values, vectors = torch.linalg.eigh(x @ x.T if len(x) < x.shape[1] else x.T @ x)
-    directions = vectors[:, -components:].flip(1)
-    if len(x) < x.shape[1]:
-        directions = x.T @ directions
+    # rows are fewer than words: their products have the same spectrum as the covariance
+    values, vectors = torch.linalg.eigh(x @ x.T)
+    rank = int((values > ROUNDING * values[-1]).sum())
+    if not 1 <= components <= rank:
+        raise StreamgaugeError(
+            f"{components} components of logits of rank {rank} do not exist",
+            remedy="Lower critics.components or raise critics.sequences.",
+        )
+    directions = x.T @ vectors[:, -components:].flip(1)
     directions = directions / directions.norm(dim=0)
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    explained = float(values[-components:].sum() / values.clamp(min=0).sum())
+    explained = float(values[-components:].sum() / values.sum())
     return Basis(mean.cpu().numpy(), (directions * largest.sign()).cpu().numpy(), explained)
 
 
@@ -318,11 +314,10 @@ class _Critic(nn.Module):
             self.out = last = nn.Linear(hidden, 1, bias=False)
         self.hybrid = critic == "hybrid"
         with torch.no_grad():
-            for layer in self.modules():
-                if isinstance(layer, nn.Linear):
-                    spread = 1 / math.sqrt(layer.in_features)
-                    for part in layer.parameters():
-                        part.uniform_(-spread, spread, generator=draws)
+            for layer in (module for module in self.modules() if isinstance(module, nn.Linear)):
+                spread = math.sqrt(3 / layer.in_features)  # unit variance
+                for part in layer.parameters():
+                    part.uniform_(-spread, spread, generator=draws)
             for part in last.parameters():
                 part.zero_()
 
@@ -337,7 +332,7 @@ class _Critic(nn.Module):
 def _train(model, x, y, n_fit, steps, batch_size, lr, draws, tick) -> int:
     """Train on the first `n_fit` pairs; leaves the model at its best step and gives that step."""
     n, n_check = min(batch_size, n_fit), min(batch_size, len(x) - n_fit)
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=_WEIGHT_DECAY)
     batches = _endless(n_fit, n, draws)
     best, best_step, kept = 0.0, 0, copy.deepcopy(model.state_dict())
     for step in range(1, steps + 1):
@@ -349,14 +344,16 @@ def _train(model, x, y, n_fit, steps, batch_size, lr, draws, tick) -> int:
             value = _value(model, x[n_fit:], y[n_fit:], n_check, seed=0)
             if value > best:
                 best, best_step, kept = value, step, copy.deepcopy(model.state_dict())
-            if tick:
-                tick(step - (step - 1) // _CHECK_EVERY * _CHECK_EVERY)
             if step - best_step >= _PATIENCE * _CHECK_EVERY:
-                if tick:
-                    tick(steps - step)
+                tick(steps - step + 1)
                 break
+        tick(1)
     model.load_state_dict(kept)
     return best_step
+
+
+def _no_tick(_steps: int) -> None:
+    """Nobody watches."""
 
 
 def _groups(n: int, size: int, draws) -> tuple[torch.Tensor, ...]:
