@@ -34,6 +34,12 @@ def written(tmp_path):
     return write
 
 
+SCRATCH_SUBJECT = (
+    "grid: {subjects: [x], layers: {x: [0]}}\nsubjects: {x: {source: scratch, d_model: 32,"
+    " n_layers: 2"
+)
+
+
 def overlaid(base, text):
     return config._merge(base, yaml.safe_load(text))
 
@@ -212,6 +218,22 @@ def test_anchors_may_be_shared_but_not_circular(base, written):
             " eval_sequences: 2, eval_fraction: 1}}",
             ["corpora.x.eval_fraction is 1.0", "> 0 and < 1"],
         ),
+        ('grid: {seeds_at: {"7": [1]}}', ["grid.seeds_at.7", "no such budget"]),
+        ("grid: {depths: [mid]}", ["grid.layers.smollm2-135m has 2 layers", "names 1 places"]),
+        (f"{SCRATCH_SUBJECT}, n_heads: 3}}}}", ["subjects.x.d_model is 32", "8 n_heads", "24"]),
+        (
+            f"{SCRATCH_SUBJECT}, n_heads: 4}}}}\npretrain: {{context_length: 32}}",
+            ["corpora.python-docs.context_length is 64", "x is pretrained for 32"],
+        ),
+        (
+            f"{SCRATCH_SUBJECT}, n_heads: 4}}}}\npretrain: {{corpus: pyton-docs}}",
+            ["pretrain.corpus is 'pyton-docs'", "nearest: python-docs"],
+        ),
+        (
+            "imports: {a: {path: p, subject: smollm, corpus: python-docs, layer: 1}}",
+            ["imports.a.subject is 'smollm'", "nearest: smollm2-135m"],
+        ),
+        ("imports: {topk-x8: {}}", ["imports.topk-x8"]),
     ],
 )
 def test_fault_is_named(base, overlay, says):

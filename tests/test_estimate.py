@@ -16,7 +16,7 @@ from streamgauge.sae import io, topk
 from streamgauge.sae.step import Step
 
 ROOT = Path(__file__).resolve().parents[1]
-D, L, V = 10, 4, 100
+D, L, V, M = 16, 4, 100, 32
 SHAPE = estimate.Shape(D, L, V)
 STUDIES = ("fast2", "fast3", "token_budget", "scratch")
 
@@ -30,7 +30,7 @@ def study(*overlays):
     return config.validate(base)
 
 
-# one model of one layer, one SAE of 2 x 10 latents; 3 and 2 rows of 8 tokens
+# one model of one layer, one SAE of 2 x 16 latents; 3 and 2 rows of 8 tokens
 SMALL = {
     "grid": {
         "subjects": ["one"],
@@ -54,7 +54,7 @@ SMALL = {
 }
 BLOCK, LOGITS = 24 * D * D, 2 * D * V
 FULL, ABOVE = 4 * BLOCK + LOGITS, 2 * BLOCK + LOGITS
-ENCODED = 2 * D * 20 + 2 * D * 3
+ENCODED = 2 * D * M + 2 * D * 3
 
 
 def costs(*overlays, shape=SHAPE, tflops=30.0):
@@ -78,7 +78,7 @@ def test_every_stage_by_hand():
             2 * D * 5 * held + 2 * D * 4 * 2 * 2,
         ),
         "calibration": (1, 8, (FULL + 6 * ABOVE) * 8, 0),
-        "train": (1, 1000, (2 * D * 20 + 8 * D * 3) * 1000, 4 * (2 * D * 20 + 20 + D)),
+        "train": (1, 1000, (2 * D * M + 8 * D * 3) * 1000, 4 * (2 * D * M + M + D)),
         "baseline": (1, held, (FULL + 4 * ABOVE) * held, 0),
         "evaluate": (1, held, (FULL + 4 * (ABOVE + ENCODED)) * held, 0),
         "sensitivity": (1, held, 2 * ENCODED * held, 0),
@@ -94,7 +94,7 @@ def test_every_stage_by_hand():
 
 
 def test_objectives_and_trainers():
-    step = 2 * D * 20 + 8 * D * 3
+    step = 2 * D * M + 8 * D * 3
     behavioral = costs({"grid": SMALL["grid"] | {"objectives": ["behavioral"]}})
     assert behavioral.flops["train"] == (step + 6 * D * 4) * 1000
     # the training rows are probed too, downstream only
@@ -104,7 +104,7 @@ def test_objectives_and_trainers():
     e2e = costs({"grid": SMALL["grid"] | {"objectives": ["e2e"]}})
     assert e2e.flops["train"] == (step + 3 * ABOVE) * 1000
     saelens = costs({"sae": {"trainer": "saelens"}})
-    assert saelens.flops["train"] == 12 * D * 20 * 1000
+    assert saelens.flops["train"] == 12 * D * M * 1000
 
 
 def test_storage_types():

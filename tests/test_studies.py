@@ -111,7 +111,14 @@ FAMILY = {
         "small": {"source": "scratch", "d_model": 16, "n_layers": 2, "n_heads": 2},
         "big": {"source": "scratch", "d_model": 32, "n_layers": 2, "n_heads": 2},
     },
-    "pretrain": {"corpus": "prose", "vocab_size": 300, "context_length": 16, "tokens": 60000},
+    "pretrain": {
+        "corpus": "prose",
+        "vocab_size": 300,
+        "context_length": 16,
+        "tokens": 40000,
+        "batch_size": 32,
+        "lr": 0.01,
+    },
 }
 
 

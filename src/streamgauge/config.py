@@ -241,11 +241,8 @@ def _cross_checks(config: dict, faulty: set) -> Iterator[str]:
                 )
         for name in grid.get("subjects", ()):
             block = config["subjects"].get(name, {})
-            if block.get("source") == "scratch" and block["d_model"] % block["n_heads"]:
-                yield (
-                    f"subjects.{name}.d_model is {block['d_model']}, no multiple of n_heads, which"
-                    f" is {block['n_heads']}"
-                )
+            if block.get("source") == "scratch":
+                yield from _scratch(name, block, config, faulty)
     yield from _between_lists(grid)
     yield from _references(config, faulty)
     if "sae" in faulty:
@@ -269,6 +266,25 @@ def _cross_checks(config: dict, faulty: set) -> Iterator[str]:
             f"sae.pool_tokens is {config['sae']['pool_tokens']}, less than one step of {batch}"
             f" tokens (sae.batch_size)"
         )
+
+
+def _scratch(name: str, block: dict, config: dict, faulty: set) -> Iterator[str]:
+    """Faults of one model that the pipeline pretrains."""
+    if block["d_model"] % (8 * block["n_heads"]):
+        yield (
+            f"subjects.{name}.d_model is {block['d_model']}, no multiple of 8 n_heads, which is"
+            f" {8 * block['n_heads']}"
+        )
+    if {"pretrain", "corpora"} & faulty:
+        return
+    longest = config["pretrain"]["context_length"]
+    for corpus in config["grid"]["corpora"]:
+        length = config["corpora"].get(corpus, {}).get("context_length", 0)
+        if length > longest:
+            yield (
+                f"corpora.{corpus}.context_length is {length}, but {name} is pretrained for"
+                f" {longest} (pretrain.context_length)"
+            )
 
 
 def _between_lists(grid: dict) -> Iterator[str]:

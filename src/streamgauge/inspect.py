@@ -265,7 +265,7 @@ _DRAWN = {
     "budgets.csv": "study_figures.budgets",
     "kstar.csv": "study_figures.kstar",
     "depth_profile.csv": "study_figures.depth_profile",
-    "verdict_calibration.csv": "verdict_figures.calibration",
+    "verdict_calibration.csv": "verdict_figures.verdict_calibration",
 }
 
 

@@ -47,9 +47,9 @@ def _probes(config: Mapping, w: Mapping) -> dict:
 
 def _pretrain(config: Mapping, w: Mapping) -> dict:
     corpus = dict(config["corpora"][config["pretrain"]["corpus"]])
-    # the family reads as many rows as it needs
-    for split in ("train", "eval"):
-        del corpus[f"{split}_sequences"]
+    # the family reads as many rows as it needs, and has a length of its own
+    for name in ("train_sequences", "eval_sequences", "context_length"):
+        del corpus[name]
     subject = config["subjects"][w["subject"]]
     return {"subject": subject, "pretrain": config["pretrain"], "corpus": corpus}
 
