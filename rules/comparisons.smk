@@ -92,7 +92,12 @@ rule critics_table:
         spectra_tables=ancient(corpora(f"{CORPUS}/spectra.csv")),
     output:
         manifest="results/studies/{study}/critics.json",
-        table="results/studies/{study}/critics.csv",
+        table=report(
+            "results/studies/{study}/critics.csv",
+            caption="../workflow/report/critics_table.rst",
+            category="Spectra",
+            labels={"study": "{study}", "what": "critics, table"},
+        ),
     log: "logs/studies/{study}/critics_table.log"
     benchmark: "logs/studies/{study}/critics_table.tsv"
     params: spec=spec("critics_table")

@@ -41,7 +41,7 @@ STUDY = {
     },
     "spectra": {"sequences": 16},
     "sae": {"batch_size": 64, "warmup_steps": 2, "pool_tokens": 512, "dead_tokens": 512},
-    "critics": {"sequences": 16, "components": 2, "widths": [1, 2], "steps": 10, "batch_size": 32},
+    "critics": {"sequences": 16, "components": 4, "widths": [1, 2], "steps": 40, "batch_size": 32},
     "statistics": {"resamples": 200},
 }
 

@@ -165,7 +165,8 @@ def departures(own: pd.DataFrame, critics: pd.DataFrame | None, token_set: str) 
     hybrid = critics[critics.critic == "hybrid"]
     pinned = hybrid.groupby(run).pinned.transform("any")
     censored = hybrid.censored.notna() & (hybrid.censored != "")
-    usable = hybrid[~pinned & ~censored].drop_duplicates(run)
+    # no k* at all where no critic exceeds its null
+    usable = hybrid[~pinned & ~censored & hybrid.k_star.notna()].drop_duplicates(run)
     pr = usable.pr_no_sink if token_set == "no_sink" else usable.pr
     usable = usable[run].assign(departure=np.abs(np.log2(usable.k_star / pr)))
     for side in ("small", "big"):
