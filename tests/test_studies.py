@@ -5,7 +5,6 @@ import re
 
 import pandas as pd
 import pytest
-import yaml
 
 import models
 import pipeline
@@ -158,18 +157,3 @@ def test_its_verdicts_are_adjudicated_in_order(family):
         assert verdicts["H2"] == verdicts["H3"] == "not adjudicated"
     page = (family / "results/studies/family/verdicts.html").read_text()
     assert "not adjudicated" in page or "supported" in page
-
-
-def test_subjects_with_other_tokens_are_refused_for_the_gap(family):
-    """The same study with a model of another tokenizer beside: no delta with it, and why."""
-    study = copy.deepcopy(FAMILY)
-    study["grid"]["subjects"].append("tiny")
-    study["grid"]["layers"]["tiny"] = [0]
-    study["subjects"]["tiny"] = pipeline.STUDY["subjects"]["tiny"]
-    (family / "three.yaml").write_text(yaml.safe_dump(study))
-    target = "results/studies/family/comparisons.json"
-    pipeline.snakemake(family, target, "--configfile", "three.yaml")
-    deltas = pd.read_csv(family / "results/studies/family/deltas.csv")
-    assert set(deltas.small) | set(deltas.big) == {"small", "big"}
-    refused = " ".join(manifest.read(family / target)["facts"]["refused"])
-    assert "tiny" in refused and "token" in refused
