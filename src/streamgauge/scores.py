@@ -288,7 +288,14 @@ def _entry(key, values, n, confidence) -> dict[str, float | None]:
 
 
 def scorecard(
-    per_sequence, latents, sensitivity=None, *, d_model: int, d_sae: int, k: int | None, **statistics_
+    per_sequence,
+    latents,
+    sensitivity=None,
+    *,
+    d_model: int,
+    d_sae: int,
+    k: int | None,
+    **statistics_,
 ) -> dict:
     """`scores` with the shape they belong to, as ``scores.json`` holds them.
 
