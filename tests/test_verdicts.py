@@ -64,6 +64,14 @@ def test_saes_that_still_change_leave_h1_open(moving):
     assert "have not converged in depth early, k 8" in facts["hypotheses"]["H1"]["reason"]
 
 
+def test_budgets_that_share_one_seed_cannot_show_convergence():
+    changes = budgets().assign(change_n_seeds=1, change_ce_rec_se_seeds=np.nan)
+    facts = verdicts.adjudicate(deltas(0.08), changes, None, None, **RULES)
+    assert said(facts, "H1") == OPEN
+    reason = facts["hypotheses"]["H1"]["reason"]
+    assert "convergence has no interval" in reason and "have not converged" not in reason
+
+
 def test_an_interval_across_the_margin_is_open_and_says_what_would_help():
     for se, more in (((0.02, 0.002), "sequences"), ((0.002, 0.02), "seeds")):
         facts = judged(0.02, se=se)

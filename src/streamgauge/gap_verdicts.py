@@ -30,9 +30,12 @@ _BUDGETS = [
 _SHOWN = ["value", "low", "high"]
 _WITHIN, _RESIDUAL = "within the margin", "beyond the margin, converged"
 _MOVING, _CORRECTED = "beyond the margin, not converged", "beyond the margin before correction"
+_UNTESTED = "beyond the margin, convergence untested"
 _SPANS, _ONE_SEED = "undecided", "one seed or sequence"
 _OPEN_WORDS = {
     _MOVING: "the gap is beyond the margin, but the SAEs have not converged in",
+    _UNTESTED: "the gap is beyond the margin, but fewer than two seeds are shared by the last two"
+    " budgets, so that convergence has no interval, in",
     _CORRECTED: "beyond the margin and converged, but not after correcting for all cells, in",
     _SPANS: "the interval reaches across the margin of {margin:g} in",
     _ONE_SEED: "no interval over seeds in",
@@ -165,6 +168,8 @@ class Cells:
             if residual < alpha
             else _SPANS
             if not beyond < alpha
+            else _UNTESTED
+            if not np.isfinite(converged)
             else _CORRECTED
             if converged < alpha
             else _MOVING
