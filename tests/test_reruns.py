@@ -199,6 +199,7 @@ ROWS = {
         saes(["evaluate", "sensitivity", "attention", "score"])
         | baselines()
         | calibrations()
+        | critics()
         | BELOW_SCORES
         | CALIBRATION
         | ATTENTION,

@@ -125,7 +125,7 @@ FAMILY = {
 def family(tmp_path_factory):
     folder = pipeline.create(tmp_path_factory.mktemp("family"))
     pipeline.write(folder, FAMILY)
-    pipeline.snakemake(folder, "verdict", "proxy_gap")
+    pipeline.snakemake(folder, "verdict")
     return folder
 
 

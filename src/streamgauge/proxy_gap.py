@@ -120,7 +120,8 @@ def _with_depth(rows):
             remedy="Add a column depth that says which belong together.",
         )
     place = [layers[model].index(at) + 1 for model, at in zip(rows.model, rows.layer, strict=True)]
-    return rows.assign(depth=[str(at) for at in place])
+    # a grid table has many columns, which pandas keeps in pieces until they are copied
+    return rows.copy().assign(depth=[str(at) for at in place])
 
 
 def _named(row, names) -> str:
