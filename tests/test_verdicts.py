@@ -255,34 +255,17 @@ def test_association_is_scipys_and_its_null_shuffles_units():
 
 
 # --- the rules ----------------------------------------------------------------------------------
-def test_rules_agree_with_the_scalar_statistics():
-    rng = np.random.default_rng(1)
-    value, one, other = rng.normal(0, 0.02, 20), rng.uniform(0, 0.01, 20), rng.uniform(0, 0.01, 20)
-    one[0] = other[0] = 0
-    made = decisions.mean(value, one, 64, other, 3)
-    low, high = made.interval(0.95)
-    null = np.zeros(20)
-    same = decisions.equivalence(decisions.Gap(made, null), margin=0.02, alpha=0.05)
-    for i in range(20):
-        expected = statistics.combined(value[i], one[i], 63, other[i], 2)
-        assert (made.se[i], made.df[i]) == pytest.approx((expected.standard_error, expected.df))
-        assert (low[i], high[i]) == pytest.approx(expected.estimate[1:])
-        tost = statistics.tost(value[i], made.se[i], made.df[i], 0.02)
-        assert same.p_equal[i] == pytest.approx(tost.p_value)
-    assert np.isnan(decisions.mean(0.1, 0.01, 64, np.nan, 1).se)
-
-
 def test_p_beyond_is_uniform_at_the_edge_of_the_margin():
     """Drawn at the edge of the margin, a level of 5 % is kept, and nearly used up."""
     rng = np.random.default_rng(2)
     n = 20000
     draws = rng.normal(0.02, 0.01 * 3, (n, 9))
-    made = decisions.Mean(draws.mean(1), draws.std(1, ddof=1) / 3, np.full(n, 8.0))
-    still = decisions.Mean(np.zeros(n), np.full(n, 1e-9), np.full(n, 8.0))
+    made = statistics.Mean(draws.mean(1), draws.std(1, ddof=1) / 3, np.full(n, 8.0))
+    still = statistics.Mean(np.zeros(n), np.full(n, 1e-9), np.full(n, 8.0))
     parts = [x[:, None] for x in made], [x[:, None] for x in still]
-    gap = decisions.Gap(decisions.Mean(*parts[0]), np.zeros((n, 1)))
+    gap = decisions.Gap(statistics.Mean(*parts[0]), np.zeros((n, 1)))
     found = decisions.residual_gap(
-        gap, *[decisions.Mean(*parts[1])] * 2, margin=0.02, convergence=0.02, alpha=0.05
+        gap, *[statistics.Mean(*parts[1])] * 2, margin=0.02, convergence=0.02, alpha=0.05
     )
     assert found.residual.mean() == pytest.approx(0.05, abs=0.008)
 
@@ -292,8 +275,8 @@ def test_holm_corrects_over_cells():
     df, se = np.full(3, 1e9), np.full(3, 0.01)
     p = np.array([0.04, 0.01, 0.02])
     value = 0.02 + 0.01 * scipy.stats.norm.isf(p)
-    still = decisions.Mean(np.zeros(3), np.full(3, 1e-9), df)
-    gap = decisions.Gap(decisions.Mean(value, se, df), np.zeros(3))
+    still = statistics.Mean(np.zeros(3), np.full(3, 1e-9), df)
+    gap = decisions.Gap(statistics.Mean(value, se, df), np.zeros(3))
     found = decisions.residual_gap(gap, still, still, margin=0.02, convergence=0.02, alpha=0.035)
     assert found.p_beyond == pytest.approx(p, rel=0.02)
     assert found.p_residual == pytest.approx([0.04, 0.03, 0.04], rel=0.02)

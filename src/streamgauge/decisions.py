@@ -15,47 +15,11 @@ from scipy import stats
 
 from streamgauge import statistics
 from streamgauge.errors import StreamgaugeError
-from streamgauge.statistics import Estimate
+from streamgauge.statistics import Estimate, Mean
 
 SUPPORTED, REJECTED, OPEN = "supported", "rejected", "not adjudicated"
 #: a correlation over pairs of models needs this many
 FEWEST_POINTS = 4
-
-
-class Mean(NamedTuple):
-    """Means with their standard errors and degrees of freedom, arrays of one shape."""
-
-    value: np.ndarray
-    se: np.ndarray
-    df: np.ndarray
-
-    def interval(self, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of the t interval; NaN where there is no standard error."""
-        reach = stats.t.ppf((1 + confidence) / 2, self.df) * self.se
-        return self.value - reach, self.value + reach
-
-
-def mean(value, se_sequences, n_sequences, se_seeds, n_seeds) -> Mean:
-    """`statistics.combined` for arrays: the variances of sequences and seeds add.
-
-    Args:
-        value: means over seeds, any shape; the others broadcast to it.
-        se_sequences, n_sequences: standard error over sequences and their number.
-        se_seeds, n_seeds: standard error over seeds and their number.
-
-    Returns:
-        Standard error and degrees of freedom (Welch–Satterthwaite) are NaN below two sequences or
-        two seeds: one seed says nothing about how much seeds differ.
-    """
-    parts = np.broadcast_arrays(value, se_sequences, n_sequences, se_seeds, n_seeds)
-    value, one, n_one, other, n_other = (np.asarray(part, np.float64) for part in parts)
-    one, other = one**2, other**2
-    df_one, df_other = n_one - 1, n_other - 1
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = one**2 / df_one + other**2 / df_other
-        df = np.where(spread > 0, (one + other) ** 2 / spread, df_one + df_other)
-    known = np.isfinite(one + other) & (df_one > 0) & (df_other > 0)
-    return Mean(value, *(np.where(known, x, np.nan) for x in (np.sqrt(one + other), df)))
 
 
 @dataclass(frozen=True)
@@ -99,7 +63,7 @@ def equivalence(gap: Gap, *, margin: float, alpha: float) -> Equivalence:
         tests each. A claim about all cells needs no correction for their number. `p_equal`, shape
         ``(..., cells)``, is NaN where a standard error is missing; nothing is decided there.
     """
-    p_equal = _p_within(gap.trained, margin)
+    p_equal = statistics.tost(*gap.trained, margin, alpha).p_value
     return Equivalence((p_equal < alpha).all(-1) & (p_equal.shape[-1] > 0), p_equal)
 
 
@@ -133,7 +97,8 @@ def residual_gap(
         standard error is missing; nothing is decided there.
     """
     p_beyond = _p_beyond(gap.trained, margin)
-    p_converged = np.maximum(_p_within(small, convergence), _p_within(big, convergence))
+    p_small, p_big = (statistics.tost(*side, convergence, alpha).p_value for side in (small, big))
+    p_converged = np.maximum(p_small, p_big)
     p_residual = _holm(np.maximum(p_beyond, p_converged))
     return Residual((p_residual < alpha).any(-1), p_beyond, p_converged, p_residual)
 
@@ -252,12 +217,6 @@ def _no_null(what: str) -> StreamgaugeError:
         f"{what} comes without its null",
         remedy="Score the untrained controls and make the shuffles; no verdict is read without.",
     )
-
-
-def _p_within(m: Mean, margin) -> np.ndarray:
-    """p of the two one-sided tests of |mean| ≥ margin."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return stats.t.sf((margin - np.abs(m.value)) / m.se, m.df)
 
 
 def _p_beyond(m: Mean, margin) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from streamgauge import decisions
+from streamgauge import decisions, statistics
 from streamgauge.decisions import OPEN, REJECTED, SUPPORTED, fact
 from streamgauge.errors import StreamgaugeError
 
@@ -77,19 +77,20 @@ class Cells:
         self.labels = [_label(row, told) for _, row in self.last.iterrows()]
         self.changes = {side: self._changes(budgets, side) for side in ("small", "big")}
 
-    def _changes(self, budgets, side) -> decisions.Mean:
+    def _changes(self, budgets, side) -> statistics.Mean:
         """Change of CE_rec over the last step of the budget, of one side's SAEs of every cell."""
         found = budgets.rename(columns={"subject": side, "layer": f"{side}_layer"})
         keys = ["corpus", "expansion", "objective", "k", "tokens", side, f"{side}_layer"]
         found = self.last[keys].merge(found[[*keys, "n_sequences", *_CHANGE]], on=keys, how="left")
         value, se_sequences, se_seeds, seeds = (found[name] for name in _CHANGE)
-        return decisions.mean(value, se_sequences, found.n_sequences, se_seeds, seeds)
+        return statistics.combined(value, se_sequences, found.n_sequences - 1, se_seeds, seeds - 1)
 
     def _gap(self, rows) -> decisions.Gap:
         """ΔCE_rec with its null."""
-        errors = rows.d_ce_rec_se_sequences, rows.n_sequences, rows.d_ce_rec_se_seeds, rows.n_seeds
-        null = rows.untrained_d_ce_rec.to_numpy()
-        return decisions.Gap(decisions.mean(rows.d_ce_rec, *errors), null)
+        over_sequences = rows.d_ce_rec_se_sequences, rows.n_sequences - 1
+        over_seeds = rows.d_ce_rec_se_seeds, rows.n_seeds - 1
+        trained = statistics.combined(rows.d_ce_rec, *over_sequences, *over_seeds)
+        return decisions.Gap(trained, rows.untrained_d_ce_rec.to_numpy())
 
     def _lacking(self, refused) -> str:
         """What a study is too small for, or nothing."""

@@ -68,12 +68,11 @@ def intervals(name: str, draws: Draws, confidence: float, errors: bool = False) 
     se_sequences = statistics.standard_error(mean[1:], draws.n)
     spread = draws.values[:, 0].std(ddof=1) if seeds > 1 else np.nan
     se_seeds = float(spread / np.sqrt(seeds))
-    both = statistics.combined(
-        mean[0], se_sequences, draws.n - 1, se_seeds, seeds - 1, confidence
-    ).estimate
+    both = statistics.combined(mean[0], se_sequences, draws.n - 1, se_seeds, seeds - 1)
     found = {name: over_sequences.value}
-    for label, interval in (("", over_sequences), ("seed_", over_seeds), ("both_", both)):
-        found |= {f"{name}_{label}low": interval.low, f"{name}_{label}high": interval.high}
+    ends = (over_sequences[1:], over_seeds[1:], map(float, both.interval(confidence)))
+    for label, (low, high) in zip(INTERVALS, ends, strict=True):
+        found |= {f"{name}_{label}low": low, f"{name}_{label}high": high}
     if errors:
         found |= {f"{name}_se_sequences": se_sequences, f"{name}_se_seeds": se_seeds}
     return found

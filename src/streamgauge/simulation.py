@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from streamgauge import decisions, leaderboard, verdicts
+from streamgauge import decisions, leaderboard, statistics, verdicts
 from streamgauge.decisions import OPEN, REJECTED, SUPPORTED
 from streamgauge.progress import Progress
 
@@ -88,7 +88,7 @@ def calibrate(
 
 def draw_gaps(
     trials: int, seeds: int, sequences: int, seed_sd: float, seed: int
-) -> dict[str, decisions.Mean]:
+) -> dict[str, statistics.Mean]:
     """Estimates in a world without any gap or change; a true effect just moves their values.
 
     CE recovered of model, budget, seed and sequence varies by sequence (much of it common to both
@@ -110,7 +110,7 @@ def draw_gaps(
     return {name: _summed_up(part) for name, part in parts.items()}
 
 
-def _summed_up(x) -> decisions.Mean:
+def _summed_up(x) -> statistics.Mean:
     """Mean over seeds and sequences (the last two axes), with both errors."""
     seeds, sequences = x.shape[-2:]
     over_sequences, over_seeds = x.mean(-2), x.mean(-1)
@@ -118,10 +118,11 @@ def _summed_up(x) -> decisions.Mean:
     # one seed has no standard deviation
     spread = over_seeds.std(-1, ddof=1) if seeds > 1 else np.nan
     value = over_seeds.mean(-1)
-    return decisions.mean(value, se_sequences, sequences, spread / np.sqrt(seeds), seeds)
+    se_seeds = spread / np.sqrt(seeds)
+    return statistics.combined(value, se_sequences, sequences - 1, se_seeds, seeds - 1)
 
 
-def judge_gaps(drawn: Mapping[str, decisions.Mean], gaps, change, rules) -> tuple:
+def judge_gaps(drawn: Mapping[str, statistics.Mean], gaps, change, rules) -> tuple:
     """H0 and H1 of every trial, as `verdicts.adjudicate` decides them.
 
     Args:

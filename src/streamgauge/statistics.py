@@ -243,77 +243,75 @@ def t_interval(values, confidence: float = 0.95) -> Estimate:
     mean = float(values.mean())
     if len(values) < 2:
         return Estimate(mean, math.nan, math.nan)
-    reach = _reach(float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1, confidence)
+    se = float(values.std(ddof=1)) / math.sqrt(len(values))
+    reach = float(_reach(se, len(values) - 1, confidence))
     return Estimate(mean, mean - reach, mean + reach)
 
 
-def _reach(se, df, confidence) -> float:
+def _reach(se, df, confidence):
     """Half the width of a t interval."""
-    return float(stats.t.ppf((1 + confidence) / 2, df)) * se
+    return stats.t.ppf((1 + confidence) / 2, df) * se
 
 
-class Combined(NamedTuple):
-    """Result of `combined`: the estimate, its standard error and degrees of freedom."""
+class Mean(NamedTuple):
+    """Means with their standard errors and degrees of freedom, arrays of one shape."""
 
-    estimate: Estimate
-    standard_error: float
-    df: float
+    value: np.ndarray
+    se: np.ndarray
+    df: np.ndarray
+
+    def interval(self, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the t interval; NaN where there is no standard error."""
+        _check_confidence(confidence)
+        reach = _reach(self.se, self.df, confidence)
+        return self.value - reach, self.value + reach
 
 
-def combined(
-    value: float,
-    se_sequences: float,
-    df_sequences: float,
-    se_seeds: float,
-    df_seeds: float,
-    confidence: float = 0.95,
-) -> Combined:
-    """The t interval of a mean over seeds that counts both sequences and seeds as drawn.
+def combined(value, se_sequences, df_sequences, se_seeds, df_seeds) -> Mean:
+    """Means over seeds, with an error that counts both sequences and seeds as drawn.
 
     The two variances add, and the degrees of freedom are those of Welch and Satterthwaite. A
     bootstrap that resamples the S seeds as well would take their variance (S−1)/S times too
     small, and a normal quantile: far too narrow for the two to four seeds there are.
 
     Args:
-        value: mean over seeds.
+        value: means over seeds, any shape; the others broadcast to it.
         se_sequences, df_sequences: `standard_error` of that mean over sequences; sequences less 1.
         se_seeds, df_seeds: standard deviation over seeds / sqrt(S); S less 1.
-        confidence: coverage aimed at.
 
     Returns:
-        NaN but for the value where an error is NaN or a number of degrees of freedom is not
-        positive. Where the seeds' differences between sequences vary (an interaction), that part
-        is counted in both variances, and the interval is somewhat too wide. Where two seeds vary
-        much more than the sequences it is too narrow still (docs/comparisons.md has the coverage).
+        No error and no degrees of freedom (NaN) where an error is NaN or a number of degrees of
+        freedom is not positive: one seed says nothing about how much seeds differ. Where the
+        seeds' differences between sequences vary (an interaction), that part is counted in both
+        variances, and the interval is somewhat too wide. Where two seeds vary much more than the
+        sequences it is too narrow still (docs/comparisons.md has the coverage).
     """
-    _check_confidence(confidence)
-    value, one, other = float(value), float(se_sequences) ** 2, float(se_seeds) ** 2
-    if not (math.isfinite(one + other) and df_sequences > 0 and df_seeds > 0):
-        return Combined(Estimate(value, math.nan, math.nan), math.nan, math.nan)
-    se = math.sqrt(one + other)
-    spread = one**2 / df_sequences + other**2 / df_seeds
-    # no variance at all: any t quantile gives the interval of width 0
-    df = (one + other) ** 2 / spread if spread > 0 else float(df_sequences + df_seeds)
-    reach = _reach(se, df, confidence)
-    return Combined(Estimate(value, value - reach, value + reach), se, df)
+    parts = np.broadcast_arrays(value, se_sequences, df_sequences, se_seeds, df_seeds)
+    value, one, df_one, other, df_other = (np.asarray(part, np.float64) for part in parts)
+    one, other = one**2, other**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = one**2 / df_one + other**2 / df_other
+        # no variance at all: any t quantile gives the interval of width 0
+        df = np.where(spread > 0, (one + other) ** 2 / spread, df_one + df_other)
+    known = np.isfinite(one + other) & (df_one > 0) & (df_other > 0)
+    return Mean(value, *(np.where(known, x, np.nan) for x in (np.sqrt(one + other), df)))
 
 
 class Tost(NamedTuple):
     """Result of `tost`; `low` and `high` bound the interval the test can be read off."""
 
-    p_value: float
-    equivalent: bool
-    low: float
-    high: float
+    p_value: np.ndarray
+    equivalent: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
-def tost(
-    value: float, standard_error: float, df: float, margin: float, alpha: float = 0.05
-) -> Tost:
+def tost(value, standard_error, df, margin: float, alpha: float = 0.05) -> Tost:
     """Two one-sided t tests of |true value| ≥ margin (Schuirmann): equivalence to 0.
 
     Args:
-        value, standard_error, df: an estimate, its standard error and degrees of freedom.
+        value, standard_error, df: estimates, their standard errors and degrees of freedom, of
+            shapes that broadcast; a `Mean` has all three.
         margin: what counts as no difference, > 0, in the unit of the value.
         alpha: level of the test, below 0.5.
 
@@ -327,15 +325,12 @@ def tost(
             f"a margin of {margin} and a level of {alpha} are no equivalence test",
             remedy="Choose a margin above 0 and a level between 0 and 0.5.",
         )
-    if not (math.isfinite(standard_error) and df > 0):
-        return Tost(math.nan, False, math.nan, math.nan)
-    reach = _reach(standard_error, df, 1 - 2 * alpha)
-    inside = margin - abs(value)
-    if standard_error > 0:
-        p_value = float(stats.t.sf(inside / standard_error, df))
-    else:
-        p_value = float(inside <= 0)
-    return Tost(p_value, p_value < alpha, value - reach, value + reach)
+    mean = Mean(*(np.asarray(part, np.float64) for part in (value, standard_error, df)))
+    inside = margin - np.abs(mean.value)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_value = stats.t.sf(inside / mean.se, mean.df)
+    p_value = np.where((mean.se == 0) & (mean.df > 0), inside <= 0, p_value)
+    return Tost(p_value, p_value < alpha, *mean.interval(1 - 2 * alpha))
 
 
 class KStar(NamedTuple):
