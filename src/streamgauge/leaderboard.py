@@ -5,7 +5,7 @@ made from a study's grid table alone.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -81,16 +81,12 @@ def leaderboard(
     """
     trained = _trained(grid, TARGETS)
     settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    rows = []
-    for token_set in TOKEN_SETS:
-        part = trained[trained.token_set == token_set]
-        for how in HOWS:
-            saes = _Saes(part, how == "within_k", **settings)
-            for proxy in PROXIES:
-                for target in TARGETS:
-                    key = {"target": target, "token_set": token_set, "how": how, "proxy": proxy}
-                    rows.append(key | saes.correlation(proxy, target))
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(
+        {"target": target, **way, "proxy": proxy} | saes.correlation(proxy, target)
+        for way, saes in _ways(trained, HOWS, settings)
+        for proxy in PROXIES
+        for target in TARGETS
+    )
     place = table.groupby(_KEYS).spearman.rank(ascending=False, method="min")
     table["rank"] = place.astype("Int64")
     order = [list(TARGETS), list(TOKEN_SETS), list(HOWS)]
@@ -131,16 +127,12 @@ def advantage(
     """
     trained = _trained(grid, [over, target])
     settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    rows = []
-    for token_set in TOKEN_SETS:
-        part = trained[trained.token_set == token_set]
-        for how in hows:
-            saes = _Saes(part, how == "within_k", **settings)
-            for proxy in PROXIES:
-                if proxy != over and proxy in grid:
-                    key = {"token_set": token_set, "how": how, "proxy": proxy}
-                    rows.append(key | saes.advantage(proxy, over, target))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {**way, "proxy": proxy} | saes.advantage(proxy, over, target)
+        for way, saes in _ways(trained, hows, settings)
+        for proxy in PROXIES
+        if proxy != over and proxy in grid
+    )
 
 
 def _trained(grid, columns) -> pd.DataFrame:
@@ -154,6 +146,14 @@ def _trained(grid, columns) -> pd.DataFrame:
     if trained.empty:
         raise StreamgaugeError("the grid table holds no SAE", remedy="Remake the grid table.")
     return trained
+
+
+def _ways(trained, hows, settings) -> Iterator[tuple[dict[str, str], "_Saes"]]:
+    """Every token set and way of comparing, with the SAEs compared."""
+    for token_set in TOKEN_SETS:
+        part = trained[trained.token_set == token_set]
+        for how in hows:
+            yield {"token_set": token_set, "how": how}, _Saes(part, how == "within_k", **settings)
 
 
 class _Saes:
@@ -181,9 +181,8 @@ class _Saes:
             # row 0 is the data itself, the others its resamples
             r = np.clip(np.einsum("ri,ri->r", one, other), -1, 1)
             found[name] = float(r[0])
-            defined = r[1:][np.isfinite(r[1:])]
-            if n > 2 and found["n_clusters"] > 1 and 2 * len(defined) > len(r) - 1:
-                interval = statistics.percentile_interval(r[0], defined, n, self.confidence)
+            interval = self._interval(r, n)
+            if n > 2 and found["n_clusters"] > 1 and interval:
                 found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
         if np.isfinite(found["spearman"]):
             found |= self._against_null(found["spearman"], x[1][0], y[1][0], counted)
@@ -202,12 +201,18 @@ class _Saes:
         one, two, y = (self._prepared(name, counted.tobytes())[1] for name in (proxy, over, target))
         r, r_over = (np.clip(np.einsum("ri,ri->r", x, y), -1, 1) for x in (one, two))
         d = r - r_over
-        defined = d[1:][np.isfinite(d[1:])]
-        if not np.isfinite(d[0]) or 2 * len(defined) <= len(d) - 1:
+        interval = self._interval(d, n)
+        if not np.isfinite(d[0]) or interval is None:
             return found
-        interval = statistics.percentile_interval(d[0], defined, n, self.confidence)
         found |= dict(zip(names, (float(r[0]), float(r_over[0]), *interval), strict=True))
         return found | self._against_null(d[0], one[0] - two[0], y[0], counted)
+
+    def _interval(self, r, n) -> statistics.Estimate | None:
+        """Of r[0] from its resamples r[1:]; None where most of them are not defined."""
+        defined = r[1:][np.isfinite(r[1:])]
+        if 2 * len(defined) <= len(r) - 1:
+            return None
+        return statistics.percentile_interval(r[0], defined, n, self.confidence)
 
     def _against_null(self, value, x, y, counted) -> dict:
         """Interval of x·y with the target y (n,) shuffled, and the one-sided p of `value`."""
