@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from streamgauge import metrics, statistics
+from streamgauge import metrics, scores, statistics
 from streamgauge.errors import StreamgaugeError
 from streamgauge.stores import TOKEN_SETS
 
@@ -106,17 +106,11 @@ def judge(
 
 def _measures(table, mean, s: str, weights: np.ndarray) -> dict[str, np.ndarray]:
     """The `_MEASURES` of one codec for every row of `weights` (resamples, sequences)."""
-    predicted = table[f"n_predicted_{s}"]
-
-    def total(rows, name):
-        # a sequence without predicted positions has no mean loss, and its total is 0
-        return (rows[f"{name}_nats_{s}"] * predicted).where(predicted > 0, 0.0)
-
     columns = (
         *(table[f"{name}_{s}"] for name in ("sse", "sst")),
-        *(total(table, name) for name in ("l_orig", "l_recon")),
-        total(mean, "l_recon"),
-        predicted,
+        *(scores.totals(table, name, s) for name in ("l_orig", "l_recon")),
+        scores.totals(mean, "l_recon", s),
+        table[f"n_predicted_{s}"],
     )
     summed = weights @ np.stack([column.to_numpy(np.float64) for column in columns], axis=1)
     sse, sst, l_orig, l_recon, l_mean, n_predicted = summed.T
@@ -127,10 +121,8 @@ def _measures(table, mean, s: str, weights: np.ndarray) -> dict[str, np.ndarray]
 
 
 def _entry(values: np.ndarray, n: int, confidence: float) -> dict[str, Any]:
-    """One measure with its interval, NaN turned into None (JSON has no NaN)."""
-    estimate = statistics.percentile_interval(values[0], values[1:], n, confidence)
-    numbers = (float(x) if np.isfinite(x) else None for x in estimate)
-    return dict(zip(("value", "low", "high"), numbers, strict=True))
+    """One measure with its interval."""
+    return scores.plain(statistics.percentile_interval(values[0], values[1:], n, confidence))
 
 
 def _direction(entry: Mapping[str, Any]) -> str:

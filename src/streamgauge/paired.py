@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from streamgauge import manifest, metrics, proxy_gap, statistics
+from streamgauge import manifest, metrics, proxy_gap, scores, statistics
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 from streamgauge.spectra import TOKEN_SETS
@@ -97,11 +97,11 @@ def measure(table: pd.DataFrame, token_set: str, weights: np.ndarray) -> dict[st
     """
     names = ("n_tokens", "n_predicted", "sse", "sst", "cosine_sum")
     columns = {name: table[f"{name}_{token_set}"] for name in names}
-    losses = {name: table[f"{name}_nats_{token_set}"] for name in ("l_orig", "l_recon", "kl")}
+    columns |= {n: scores.totals(table, n, token_set) for n in ("l_orig", "l_recon", "kl")}
+    # a sequence without predicted positions counts nowhere
     counted = columns["n_predicted"] > 0
-    # a sequence without predicted positions has no mean loss, and counts nowhere
-    columns |= {name: (x * columns["n_predicted"]).where(counted, 0) for name, x in losses.items()}
-    ratio = metrics.loss_recovered(losses["l_orig"], losses["l_recon"])
+    losses = (table[f"{name}_nats_{token_set}"] for name in ("l_orig", "l_recon"))
+    ratio = metrics.loss_recovered(*losses)
     columns |= {"ratio": ratio.where(counted, 0), "counted": counted}
     sums = weights @ pd.DataFrame(columns).to_numpy(np.float64)
     t = dict(zip(columns, sums.T, strict=True))

@@ -177,13 +177,8 @@ def _columns(table, rows: Mapping[str, pd.DataFrame], costs, s: str) -> pd.DataF
     columns = {key: table[f"{key}_{s}"] for key in _SUMS}
     n_predicted = table[f"n_predicted_{s}"]
     counted = n_predicted > 0
-
-    def total(rows_of_codec, name):
-        # a sequence without predicted positions has no mean loss, and its total is 0
-        return (rows_of_codec[f"{name}_nats_{s}"] * n_predicted).where(counted, 0.0)
-
-    columns |= {name: total(table, name) for name in ("l_orig", "l_recon", "kl")}
-    columns |= {f"l_{name}": total(rows[name], "l_recon") for name in ABLATIONS}
+    columns |= {name: totals(table, name, s) for name in ("l_orig", "l_recon", "kl")}
+    columns |= {f"l_{name}": totals(rows[name], "l_recon", s) for name in ABLATIONS}
     ratio = metrics.loss_recovered(table[f"l_orig_nats_{s}"], table[f"l_recon_nats_{s}"])
     columns |= {
         "n_predicted": n_predicted,
@@ -194,6 +189,21 @@ def _columns(table, rows: Mapping[str, pd.DataFrame], costs, s: str) -> pd.DataF
     for key in _SENSITIVITY_SUMS:
         columns[f"cost_{key}"] = np.nan if costs is None else costs[f"{key}_{s}"]
     return pd.DataFrame(columns).astype(np.float64)
+
+
+def totals(table: pd.DataFrame, name: str, token_set: str) -> pd.Series:
+    """Σ over predicted positions of a loss or divergence, in nats, sequence by sequence.
+
+    Args:
+        table: one codec's rows of a per-sequence table.
+        name: ``l_orig``, ``l_recon`` or ``kl``, which the table holds as means.
+        token_set: ``all`` or ``no_sink``.
+
+    Returns:
+        0 for a sequence without predicted positions, which has no mean.
+    """
+    n_predicted = table[f"n_predicted_{token_set}"]
+    return (table[f"{name}_nats_{token_set}"] * n_predicted).where(n_predicted > 0, 0.0)
 
 
 def _aggregate(columns: pd.DataFrame, weights: np.ndarray, d_model: int) -> dict[str, np.ndarray]:
@@ -276,13 +286,16 @@ def _latent_metrics(fired, weights, n_tokens) -> dict[str, np.ndarray]:
 
 
 def _entry(key, values, n, confidence) -> dict[str, float | None]:
-    """Value and interval of one metric, NaN turned into None (JSON has no NaN)."""
+    """Value and interval of one metric."""
     if values is None:
-        estimate = (np.nan,) * 3
-    elif key in _COUNTS:
-        estimate = (values[0], np.nan, np.nan)
-    else:
-        estimate = statistics.percentile_interval(values[0], values[1:], n, confidence)
+        return plain((np.nan,) * 3)
+    if key in _COUNTS:
+        return plain((values[0], np.nan, np.nan))
+    return plain(statistics.percentile_interval(values[0], values[1:], n, confidence))
+
+
+def plain(estimate: Iterable[float]) -> dict[str, float | None]:
+    """A value and its interval as JSON holds them: None for what is not finite."""
     numbers = (float(x) if np.isfinite(x) else None for x in estimate)
     return dict(zip(("value", "low", "high"), numbers, strict=True))
 
