@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from streamgauge import pages
+
 #: node -> (column, row, kind, text); the tree reads downwards, a column is an exit to the right
 NODES = {
     "q_data": (0, 0, "test", "Two comparable models, two budgets, two seeds?"),
@@ -53,20 +55,7 @@ _LIMITS = [
     " was decided, once each. Exploratory numbers carry no verdict.",
     "Not adjudicated is no evidence for either side: the study is too small to say.",
 ]
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.mark { font-size: .75rem; border: 1px solid; border-radius: .6rem; padding: 0 .5rem;
-  white-space: nowrap; background: #fff }
-.observed { color: #00527d; border-style: solid }
-.hypothesis { color: #8c3a00; border-style: dashed }
-.test { color: #00614a; border-style: dotted }
-.verdict { font-weight: 700 } section { border-left: 3px solid #d9d9d9; padding-left: 1rem }
-.scroll { overflow-x: auto } .null { color: #595959 }
-table { border-collapse: collapse; font-size: .85rem }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #d9d9d9 }
-th:first-child, td:first-child, td:last-child { text-align: left }
+_TREE_STYLE = """\
 svg { max-width: 100%; height: auto } svg text { font: 13px system-ui, sans-serif; fill: #1a1a1a }
 svg .box { fill: #fff; stroke: #8a8a8a } svg .taken .box { fill: #fff3d6; stroke: #1a1a1a;
   stroke-width: 2.5 } svg .taken text { font-weight: 700 }
@@ -81,13 +70,14 @@ def page(facts: Mapping[str, Any], study: str = "") -> str:
         facts: result of `verdicts.adjudicate`, or the facts of ``verdicts.json``.
         study: name of the study, for the title.
     """
-    title = escape(f"Verdicts of study {study}" if study else "Verdicts")
+    title = f"Verdicts of study {study}" if study else "Verdicts"
     legend = "".join(
-        f"<dt>{_mark(kind)}</dt><dd>{escape(words)}</dd>" for kind, words in facts["legend"].items()
+        f"<dt>{pages.mark(kind)}</dt><dd>{escape(words)}</dd>"
+        for kind, words in facts["legend"].items()
     )
     rules = facts["rules"]
     parts = [
-        f"<h1>{title}</h1>",
+        f"<h1>{escape(title)}</h1>",
         f"<p>{_settings(rules)}</p>",
         f"<h2>What the marks mean</h2><dl>{legend}</dl>",
         "<h2>The path taken</h2>",
@@ -95,15 +85,11 @@ def page(facts: Mapping[str, Any], study: str = "") -> str:
         *(_hypothesis(name, facts["hypotheses"][name], rules) for name in facts["order"]),
         _cells(facts["hypotheses"]["H0"]["cells"]),
         _exploratory(facts["exploratory"], rules),
-        _list("Not compared", facts["not_compared"]),
-        _list("Limits", _LIMITS),
+        pages.items("Not compared", facts["not_compared"]),
+        pages.items("Limits", _LIMITS),
     ]
     body = "\n".join(part for part in parts if part)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return pages.document(title, body, _TREE_STYLE)
 
 
 def tree(path: Iterable[str]) -> str:
@@ -162,10 +148,6 @@ def _edge(start, end, answer, taken) -> str:
     return f'<path class="{kind}" d="{across}"/>{word}'
 
 
-def _mark(kind: str) -> str:
-    return f'<span class="mark {kind}">{kind}</span>'
-
-
 def _settings(rules) -> str:
     words = {"all": "all tokens", "no_sink": "attention sinks left out"}[rules["token_set"]]
     return escape(
@@ -177,18 +159,19 @@ def _settings(rules) -> str:
 
 def _hypothesis(name, fact, rules) -> str:
     """One verdict: the claim, the test, what was observed, and its null."""
+    rule = f"{_rule(name, rules)} {pages.sentence(fact['reason'])}"
     parts = [
         f"<section><h2>{name}: <span class='verdict'>{fact['verdict']}</span></h2>",
-        f"<p>{_mark('hypothesis')} {escape(fact['claim'])}</p>",
-        f"<p>{_mark('test')} {escape(_rule(name, rules))} {escape(_sentence(fact['reason']))}</p>",
+        f"<p>{pages.mark('hypothesis')} {escape(fact['claim'])}</p>",
+        f"<p>{pages.mark('test')} {escape(rule)}</p>",
     ]
     if fact["statistic"]:
         seen, null = fact["statistic"], fact["null"]
-        text = f"{seen['name']}: {_number(seen)}{_p(seen['p_value'])}"
-        ends = _number({"value": None, **null})
-        parts.append(f"<p>{_mark('observed')} {escape(text)}</p>")
+        text = f"{seen['name']}: {pages.number(seen)}{pages.p(seen['p_value'])}"
+        ends = pages.number({"value": None, **null})
+        parts.append(f"<p>{pages.mark('observed')} {escape(text)}</p>")
         parts.append(
-            f"<p class='null'>{_mark('observed')} null, {escape(null['name'])}: {ends}</p>"
+            f"<p class='null'>{pages.mark('observed')} null, {escape(null['name'])}: {ends}</p>"
         )
     return "\n".join([*parts, "</section>"])
 
@@ -211,27 +194,26 @@ def _cells(cells) -> str:
     if not cells:
         return ""
     names = {"d_r2": "ΔR²", "d_ce_rec": "ΔCE_rec", "gap": "Gap"}
-    head = "".join(f"<th>{n}</th><th class='null'>{n}, untrained</th>" for n in names.values())
+    columns = {"cell": ""}
+    for words in names.values():
+        columns |= {words: "", f"{words}, untrained": "null"}
     rows = []
     for cell in cells:
-        row = f"<td>{escape(cell['label'])}</td>"
+        row = [cell["label"]]
         for x in names:
             value = {"value": cell[x]}
             for end in ("low", "high"):
                 both = cell.get(f"{x}_both_{end}")
                 value[end] = cell.get(f"{x}_{end}") if both is None else both
-            row += (
-                f"<td>{_number(value)}</td><td class='null'>{_short(cell[f'untrained_{x}'])}</td>"
-            )
-        changes = ", ".join(_short(cell[f"change_{side}"]) for side in ("small", "big"))
-        row += f"<td>{changes}</td><td>{escape(cell['state'])}</td>"
-        rows.append(f"<tr>{row}</tr>")
+            row += [pages.number(value), pages.short(cell[f"untrained_{x}"])]
+        changes = ", ".join(pages.short(cell[f"change_{side}"]) for side in ("small", "big"))
+        rows.append([*row, changes, cell["state"]])
+    table = pages.table({**columns, "last change": "", "tests": ""}, rows)
     return (
-        f"<h2>Cells at the largest budget</h2><p>{_mark('observed')} Big less small, means over"
-        " seeds. Intervals count sequences and seeds as drawn; where there is one seed they count"
-        " sequences alone. Last change: of CE_rec, smallest and largest model, from the budget"
-        " before.</p><div class='scroll'><table><tr><th>cell</th>"
-        f"{head}<th>last change</th><th>tests</th></tr>{''.join(rows)}</table></div>"
+        f"<h2>Cells at the largest budget</h2><p>{pages.mark('observed')} Big less small, means"
+        " over seeds. Intervals count sequences and seeds as drawn; where there is one seed they"
+        " count sequences alone. Last change: of CE_rec, smallest and largest model, from the"
+        f" budget before.</p>{table}"
     )
 
 
@@ -239,22 +221,12 @@ def _exploratory(rows, rules) -> str:
     """The proxies H2 was not about."""
     if not rows:
         return ""
-    lines = "".join(
-        f"<tr><td>{escape(row['proxy'])}</td><td>{_number(_of(row))}</td>"
-        f"<td>{_short(row['p_value'])}</td></tr>"
-        for row in rows
-    )
+    lines = [(row["proxy"], pages.number(_of(row)), pages.short(row["p_value"])) for row in rows]
     return (
-        f"<h2>Exploratory: other proxies</h2><p>{_mark('observed')} What they order better than R²"
-        f" by, as H2 asks of {escape(rules['proxy'])}. No correction for their number, no verdict."
-        "</p><div class='scroll'><table><tr><th>proxy</th><th>advantage</th><th>p</th></tr>"
-        f"{lines}</table></div>"
+        f"<h2>Exploratory: other proxies</h2><p>{pages.mark('observed')} What they order better"
+        f" than R² by, as H2 asks of {escape(rules['proxy'])}. No correction for their number, no"
+        f" verdict.</p>{pages.table(dict.fromkeys(('proxy', 'advantage', 'p'), ''), lines)}"
     )
-
-
-def _list(title, items) -> str:
-    lines = "".join(f"<li>{escape(text)}</li>" for text in items)
-    return f"<h2>{title}</h2><ul>{lines}</ul>" if items else ""
 
 
 def _of(row):
@@ -263,22 +235,3 @@ def _of(row):
 
 _ENDS = ("value", "low", "high")
 _ADVANTAGE = ("advantage", "advantage_low", "advantage_high")
-
-
-def _number(x) -> str:
-    """Value and interval, as far as they exist."""
-    ends = f"[{_short(x['low'])}, {_short(x['high'])}]" if x["low"] is not None else ""
-    value = _short(x["value"]) if x["value"] is not None else ""
-    return " ".join(part for part in (value, ends) if part)
-
-
-def _short(value) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _p(value) -> str:
-    return "" if value is None else f", p = {value:.3g}"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
