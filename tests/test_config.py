@@ -15,7 +15,8 @@ from streamgauge.errors import StreamgaugeError
 STAGES = [
     *("harvest", "gradients", "probes", "calibration", "spectra", "sae", "evaluate"),
     *("attention", "critics", "comparisons", "verdicts", "simulation", "statistics", "figures"),
-    *("pretrain", "imports", "resources"),
+    *("pretrain", "imports", "resources", "prompts", "crosslingual", "geometry", "states"),
+    *("separation", "updates", "bridge", "patching", "ard", "dissociation"),
 ]
 
 
@@ -98,7 +99,7 @@ def test_commented_alternatives_are_valid(base, request):
     comments = re.findall(r"^  # (?: *)(.*)$", text, re.M)
     joined = "\n".join(comments)
     found = {name: body for name, body in re.findall(r"([a-z0-9-]+): (\{[^{}]*\})", joined)}
-    assert set(found) == {"pythia-70m", "mine", "small", "notes", "pile", "theirs"}
+    assert set(found) == {"pythia-70m", "mine", "small", "built", "notes", "pile", "theirs"}
     overlay = {"subjects": {}, "corpora": {}, "imports": {}}
     for name, body in found.items():
         block = yaml.safe_load(body)

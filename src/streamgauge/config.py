@@ -245,6 +245,8 @@ def _cross_checks(config: dict, faulty: set) -> Iterator[str]:
                 yield from _scratch(name, block, config, faulty)
     yield from _between_lists(grid)
     yield from _references(config, faulty)
+    if "crosslingual" not in faulty:
+        yield from _crosslingual(config, faulty)
     if "sae" in faulty:
         return
     trainer = config["sae"]["trainer"]
@@ -318,3 +320,26 @@ def _references(config: dict, faulty: set) -> Iterator[str]:
                 yield f"imports.{name}.{key} is {block[key]!r}, which {kind} does not define" + (
                     nearest(block[key], config[kind])
                 )
+
+
+def _crosslingual(config: dict, faulty: set) -> Iterator[str]:
+    """Names of subjects and prompts that the cross-lingual suite uses."""
+    suite = config["crosslingual"]
+    for key, kind in (
+        ("subjects", "subjects"),
+        ("prompts", "prompts"),
+        ("layers", "subjects"),
+        ("ard_layers", "subjects"),
+    ):
+        for name in () if kind in faulty else suite[key]:
+            if name not in config[kind]:
+                yield f"crosslingual.{key}: {kind} does not define {name!r}" + nearest(
+                    name, config[kind]
+                )
+    for name in suite["subjects"]:
+        if name not in suite["layers"]:
+            yield f"crosslingual.layers.{name} is missing: where Z is patched, e.g. {name}: [3]"
+    if "prompts" not in faulty:
+        for name, block in config["prompts"].items():
+            if block["target"] == block["source"]:
+                yield f"prompts.{name}: target and source are both {block['target']!r}"

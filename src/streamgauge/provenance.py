@@ -92,9 +92,19 @@ STAGES: dict[str, Stage] = {
     "comparisons": Stage("comparisons.py", _comparisons),
     "verdicts": Stage("verdicts.py", _blocks("verdicts", "statistics")),
     "simulation": Stage("simulation.py", _blocks("simulation", "verdicts", "statistics")),
+    "prompts": Stage("prompts.py", lambda c, w: {"prompts": c["prompts"][w["prompts"]]}),
+    "states": Stage("states.py", _blocks("states")),
+    "patching": Stage("patching.py", _blocks("patching", "dissociation", "statistics")),
+    **{
+        name: Stage(f"{name}.py", _blocks(name, "statistics"))
+        for name in ("geometry", "separation", "updates", "bridge", "ard")
+    },
     **{
         name: Stage(f"{name}.py", lambda c, w: {})
-        for name in ("grid", "depth_profile_table", "critics_table", "published")
+        for name in (
+            *("grid", "depth_profile_table", "critics_table", "published"),
+            *("basis", "crosslingual_tables", "crosslingual_page"),
+        )
     },
     **{
         name: Stage(f"{name}.py", _blocks("statistics"))
@@ -106,6 +116,8 @@ STAGES: dict[str, Stage] = {
             *("proxy_gap", "rate_distortion", "pr_canyon", "loss_curves"),
             *("calibration", "objectives", "leaderboard", "attention"),
             *("deltas", "budgets", "kstar", "depth_profile", "critics", "verdict_calibration"),
+            *(f"crosslingual_{name}" for name in ("geometry", "updates", "patching")),
+            *(f"crosslingual_{name}" for name in ("ard", "spectrum", "bridge")),
         )
     },
 }
@@ -147,20 +159,28 @@ _TRAINED = re.compile(
     r"topk-x(?P<expansion>\d+)-k(?P<k>\d+)-t(?P<tokens>\d+)-(?P<objective>[a-z0-9]+)-seed(?P<seed>\d+)"
 )
 
+# wildcard, its name in tables, its type
+_CELL = [
+    *((name, name, str) for name in ("subject", "corpus", "prompts")),
+    *(("ell", "layer", int), ("k_sub", "k_sub", int)),
+    *(("source", "source", str), ("penalty", "penalty", float)),
+]
+
 
 def cell(wildcards: Mapping[str, str]) -> dict[str, Any]:
-    """Which layer, or which SAE, the wildcards of a path name.
+    """Which subject, layer, SAE or subspace the wildcards of a path name.
 
     Args:
-        wildcards: with ``subject``, ``corpus``, ``ell`` and, for an SAE, ``sae``, its folder.
+        wildcards: of the path, all or some of ``subject``, ``corpus`` or ``prompts``, ``ell``,
+            ``k_sub``, ``source``, ``penalty`` and, for an SAE, ``sae``, its folder.
 
     Returns:
-        ``subject``, ``corpus``, ``layer``; for an SAE also ``sae``, and for one that a study
-        trained what its folder's name holds: ``expansion``, ``k``, ``tokens`` (the budget),
-        ``objective``, ``seed``. Numbers are ints.
+        What there is of ``subject``, ``corpus``, ``prompts``, ``layer``, ``k_sub``, ``source``,
+        ``penalty``; for an SAE also ``sae``, and for one that a study trained what its folder's
+        name holds: ``expansion``, ``k``, ``tokens`` (the budget), ``objective``, ``seed``. Counts
+        are ints, a penalty is a float.
     """
-    found = {"subject": wildcards["subject"], "corpus": wildcards["corpus"]}
-    found["layer"] = int(wildcards["ell"])
+    found = {new: kind(wildcards[old]) for old, new, kind in _CELL if old in wildcards.keys()}
     if "sae" in wildcards.keys():
         found["sae"] = wildcards["sae"]
         parts = _TRAINED.fullmatch(wildcards["sae"])
@@ -187,10 +207,10 @@ def depths(grid: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def own_files(block: Mapping[str, Any]) -> list[str]:
-    """The user's own files that a block of subjects, corpora or imports names.
+    """The user's own files that a block of subjects, corpora, imports or prompts names.
 
     Args:
-        block: one entry of ``subjects``, ``corpora`` or ``imports``.
+        block: one entry of ``subjects``, ``corpora``, ``imports`` or ``prompts``.
 
     Returns:
         Paths as written in the config; empty for sources that are not files of the user's.

@@ -8,7 +8,7 @@ from streamgauge.errors import StreamgaugeError
 
 
 def check_grid(config: Mapping, results: str | Path) -> None:
-    """Refuse layers and sparsities that a subject cannot have, before any job starts.
+    """Refuse layers, sparsities and subspaces that a subject cannot have, before any job starts.
 
     Subjects whose shape nothing tells yet are not checked; the first job that needs the layer says
     the same.
@@ -25,6 +25,11 @@ def check_grid(config: Mapping, results: str | Path) -> None:
         shape = shape_of(name, config["subjects"][name], results)
         if shape:
             faults += _faults(name, config["grid"], shape)
+    suite = config["crosslingual"]
+    for name in suite["subjects"]:
+        shape = shape_of(name, config["subjects"][name], results)
+        if shape:
+            faults += _suite_faults(name, suite, shape, config["ard"]["k_sub"])
     for name, block in config["imports"].items():
         shape = shape_of(block["subject"], config["subjects"][block["subject"]], results)
         if shape and block["layer"] >= shape["n_layers"]:
@@ -48,6 +53,20 @@ def shape_of(name: str, block: Mapping, results: str | Path) -> Mapping | None:
     if path.is_file():
         return manifest.read(path)["facts"]
     return block if block["source"] == "scratch" else block.get("expect")
+
+
+def _suite_faults(name: str, suite: Mapping, facts: Mapping, ard_k_sub: int) -> Iterator[str]:
+    for key in ("layers", "ard_layers"):
+        for layer in suite[key].get(name, ()):
+            if layer >= facts["n_layers"]:
+                yield (
+                    f"crosslingual.{key}.{name} has {layer}, but {name} has the layers 0 to"
+                    f" {facts['n_layers'] - 1}"
+                )
+    sizes = {f"crosslingual.k_sub[{i}]": k for i, k in enumerate(suite["k_sub"])}
+    for key, k_sub in {**sizes, "ard.k_sub": ard_k_sub}.items():
+        if k_sub >= facts["d_model"]:
+            yield f"{key} is {k_sub}, no smaller than the d_model of {name}, {facts['d_model']}"
 
 
 def _faults(name: str, grid: Mapping, facts: Mapping) -> Iterator[str]:

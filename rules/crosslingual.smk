@@ -1,0 +1,259 @@
+# The cross-lingual suite: subspaces read off attention weights, paired problems in two languages,
+# what the residual stream does with them, and the study's tables, page and figures.
+
+CROSS = "results/{subject}/crosslingual"
+PROMPTS = f"{CROSS}/{{prompts}}"
+BASIS = f"{CROSS}/basis/L{{ell}}-k{{k_sub}}"
+SUBSPACE = f"{PROMPTS}/L{{ell}}-k{{k_sub}}"
+PATCHING = f"{SUBSPACE}/patching-{{source}}"
+ARD = f"{PROMPTS}/L{{ell}}/ard-{{penalty}}"
+ARD_BASIS = f"{CROSS}/basis/L{{ell}}-k{config['ard']['k_sub']}"
+CROSS_TABLES = [
+    *("heads", "layers", "similarity", "separation", "updates"),
+    *("bridge", "bridge_spectra", "patching", "ard"),
+]
+
+
+def suite(pattern, layers="layers"):
+    """`pattern` filled in for all that the cross-lingual suite runs."""
+    asked = config["crosslingual"]
+    return sorted(
+        {
+            path
+            for subject in asked["subjects"]
+            for path in expand(
+                pattern,
+                subject=subject,
+                prompts=asked["prompts"],
+                ell=[f"{ell:02d}" for ell in asked[layers].get(subject, asked["layers"][subject])],
+                k_sub=asked["k_sub"],
+                source=asked["sources"],
+                penalty=asked["penalties"],
+            )
+        }
+    )
+
+
+def table_of(name):
+    """A table of the cross-lingual study, as a report item."""
+    return report(
+        f"results/studies/{{study}}/crosslingual_{name}.csv",
+        caption=f"../workflow/report/crosslingual_{name}_table.rst",
+        category="Cross-lingual",
+        labels={"study": "{study}", "what": f"{name}, table".replace("_", " ")},
+    )
+
+
+rule geometry:
+    message: "weight geometry of {wildcards.subject}"
+    input:
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+    output:
+        manifest=f"{CROSS}/geometry.json",
+        heads=f"{CROSS}/heads.csv",
+        layers=f"{CROSS}/layers.csv",
+        similarity=f"{CROSS}/similarity.csv",
+    log: "logs/{subject}/crosslingual/geometry.log"
+    benchmark: "logs/{subject}/crosslingual/geometry.tsv"
+    params: spec=spec("geometry")
+    threads: THREADS
+    script: "../workflow/scripts/geometry.py"
+
+
+rule basis:
+    message: "basis of Z, {wildcards.subject} layer {wildcards.ell} k_sub {wildcards.k_sub}"
+    input:
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+    output:
+        manifest=f"{BASIS}.json",
+        store=directory(f"{BASIS}.zarr"),
+    log: "logs/{subject}/crosslingual/basis/L{ell}-k{k_sub}.log"
+    benchmark: "logs/{subject}/crosslingual/basis/L{ell}-k{k_sub}.tsv"
+    params: spec=spec("basis")
+    threads: THREADS
+    script: "../workflow/scripts/basis.py"
+
+
+rule prompts:
+    message: "prompts {wildcards.prompts} for {wildcards.subject}"
+    input:
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+        file=lambda w: config["prompts"][w.prompts]["path"],
+    output:
+        manifest=f"{PROMPTS}/prompts.json",
+        table=f"{PROMPTS}/prompts.parquet",
+    wildcard_constraints: prompts=one_of(config["prompts"])
+    log: "logs/{subject}/crosslingual/{prompts}/prompts.log"
+    benchmark: "logs/{subject}/crosslingual/{prompts}/prompts.tsv"
+    params: spec=spec("prompts")
+    script: "../workflow/scripts/prompts.py"
+
+
+rule states:
+    message: "states of {wildcards.subject} on prompts {wildcards.prompts}"
+    input:
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+        prompts=f"{PROMPTS}/prompts.json",
+        table=ancient(f"{PROMPTS}/prompts.parquet"),
+    output:
+        manifest=f"{PROMPTS}/states.json",
+        store=directory(f"{PROMPTS}/states.zarr"),
+    log: "logs/{subject}/crosslingual/{prompts}/states.log"
+    benchmark: "logs/{subject}/crosslingual/{prompts}/states.tsv"
+    params: spec=spec("states")
+    threads: THREADS
+    resources: **COMPUTE
+    script: "../workflow/scripts/states.py"
+
+
+rule separation:
+    message: "separation in Z, {wildcards.subject} {wildcards.prompts} layer {wildcards.ell} k_sub {wildcards.k_sub}"
+    input:
+        states=f"{PROMPTS}/states.json",
+        state_store=ancient(f"{PROMPTS}/states.zarr"),
+        basis=f"{BASIS}.json",
+        basis_store=ancient(f"{BASIS}.zarr"),
+    output:
+        manifest=f"{SUBSPACE}/separation.json",
+        table=f"{SUBSPACE}/separation.csv",
+    log: "logs/{subject}/crosslingual/{prompts}/L{ell}-k{k_sub}/separation.log"
+    benchmark: "logs/{subject}/crosslingual/{prompts}/L{ell}-k{k_sub}/separation.tsv"
+    params: spec=spec("separation")
+    script: "../workflow/scripts/separation.py"
+
+
+rule updates:
+    message: "updates inside Z, {wildcards.subject} {wildcards.prompts} layer {wildcards.ell} k_sub {wildcards.k_sub}"
+    input:
+        states=f"{PROMPTS}/states.json",
+        state_store=ancient(f"{PROMPTS}/states.zarr"),
+        basis=f"{BASIS}.json",
+        basis_store=ancient(f"{BASIS}.zarr"),
+    output:
+        manifest=f"{SUBSPACE}/updates.json",
+        table=f"{SUBSPACE}/updates.csv",
+    log: "logs/{subject}/crosslingual/{prompts}/L{ell}-k{k_sub}/updates.log"
+    benchmark: "logs/{subject}/crosslingual/{prompts}/L{ell}-k{k_sub}/updates.tsv"
+    params: spec=spec("updates")
+    script: "../workflow/scripts/updates.py"
+
+
+rule bridge:
+    message: "bridge inside Z, {wildcards.subject} {wildcards.prompts} layer {wildcards.ell} k_sub {wildcards.k_sub}"
+    input:
+        states=f"{PROMPTS}/states.json",
+        state_store=ancient(f"{PROMPTS}/states.zarr"),
+        basis=f"{BASIS}.json",
+        basis_store=ancient(f"{BASIS}.zarr"),
+    output:
+        manifest=f"{SUBSPACE}/bridge.json",
+        table=f"{SUBSPACE}/bridge.csv",
+        spectra=f"{SUBSPACE}/bridge_spectra.csv",
+    log: "logs/{subject}/crosslingual/{prompts}/L{ell}-k{k_sub}/bridge.log"
+    benchmark: "logs/{subject}/crosslingual/{prompts}/L{ell}-k{k_sub}/bridge.tsv"
+    params: spec=spec("bridge")
+    script: "../workflow/scripts/bridge.py"
+
+
+rule patching:
+    message: "patching Z ({wildcards.source}), {wildcards.subject} {wildcards.prompts} layer {wildcards.ell} k_sub {wildcards.k_sub}"
+    input:
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+        prompts=f"{PROMPTS}/prompts.json",
+        prompt_table=ancient(f"{PROMPTS}/prompts.parquet"),
+        states=f"{PROMPTS}/states.json",
+        state_store=ancient(f"{PROMPTS}/states.zarr"),
+        basis=f"{BASIS}.json",
+        basis_store=ancient(f"{BASIS}.zarr"),
+    output:
+        manifest=f"{PATCHING}.json",
+        outputs=f"{PATCHING}.parquet",
+        rates=f"{PATCHING}.csv",
+        page=report(
+            f"{PATCHING}.html",
+            caption="../workflow/report/patching.rst",
+            category="Cross-lingual",
+            labels={
+                "study": "{subject} {prompts}",
+                "what": "patching table, layer {ell}, k_sub {k_sub}, {source}",
+            },
+        ),
+    log: "logs/{subject}/crosslingual/{prompts}/L{ell}-k{k_sub}/patching-{source}.log"
+    benchmark: "logs/{subject}/crosslingual/{prompts}/L{ell}-k{k_sub}/patching-{source}.tsv"
+    params: spec=spec("patching")
+    threads: THREADS
+    resources: **COMPUTE
+    script: "../workflow/scripts/patching.py"
+
+
+rule ard:
+    message: "ARD-MMD, {wildcards.subject} {wildcards.prompts} layer {wildcards.ell} penalty {wildcards.penalty}"
+    input:
+        states=f"{PROMPTS}/states.json",
+        state_store=ancient(f"{PROMPTS}/states.zarr"),
+        basis=f"{ARD_BASIS}.json",
+        basis_store=ancient(f"{ARD_BASIS}.zarr"),
+    output:
+        manifest=f"{ARD}.json",
+        store=directory(f"{ARD}.zarr"),
+        table=f"{ARD}.csv",
+    log: "logs/{subject}/crosslingual/{prompts}/L{ell}/ard-{penalty}.log"
+    benchmark: "logs/{subject}/crosslingual/{prompts}/L{ell}/ard-{penalty}.tsv"
+    params: spec=spec("ard")
+    threads: THREADS
+    resources: **COMPUTE
+    script: "../workflow/scripts/ard.py"
+
+
+rule crosslingual_tables:
+    message: "cross-lingual tables of study {wildcards.study}"
+    input:
+        geometry=suite(f"{CROSS}/geometry.json"),
+        heads_tables=ancient(suite(f"{CROSS}/heads.csv")),
+        layers_tables=ancient(suite(f"{CROSS}/layers.csv")),
+        similarity_tables=ancient(suite(f"{CROSS}/similarity.csv")),
+        separation=suite(f"{SUBSPACE}/separation.json"),
+        separation_tables=ancient(suite(f"{SUBSPACE}/separation.csv")),
+        updates=suite(f"{SUBSPACE}/updates.json"),
+        updates_tables=ancient(suite(f"{SUBSPACE}/updates.csv")),
+        bridge=suite(f"{SUBSPACE}/bridge.json"),
+        bridge_tables=ancient(suite(f"{SUBSPACE}/bridge.csv")),
+        bridge_spectra_tables=ancient(suite(f"{SUBSPACE}/bridge_spectra.csv")),
+        patching=suite(f"{PATCHING}.json"),
+        patching_tables=ancient(suite(f"{PATCHING}.csv")),
+        ard=suite(f"{ARD}.json", "ard_layers"),
+        ard_tables=ancient(suite(f"{ARD}.csv", "ard_layers")),
+    output:
+        manifest="results/studies/{study}/crosslingual.json",
+        **{name: table_of(name) for name in CROSS_TABLES},
+    log: "logs/studies/{study}/crosslingual_tables.log"
+    benchmark: "logs/studies/{study}/crosslingual_tables.tsv"
+    params: spec=spec("crosslingual_tables")
+    script: "../workflow/scripts/crosslingual_tables.py"
+
+
+rule crosslingual_page:
+    message: "cross-lingual findings of study {wildcards.study}"
+    input:
+        manifest="results/studies/{study}/crosslingual.json",
+        **{
+            name: ancient(f"results/studies/{{study}}/crosslingual_{name}.csv")
+            for name in CROSS_TABLES
+        },
+    output:
+        manifest="results/studies/{study}/crosslingual_page.json",
+        page=report(
+            "results/studies/{study}/crosslingual.html",
+            caption="../workflow/report/crosslingual_page.rst",
+            category="Cross-lingual",
+            labels={"study": "{study}", "what": "findings"},
+        ),
+    log: "logs/studies/{study}/crosslingual_page.log"
+    benchmark: "logs/studies/{study}/crosslingual_page.tsv"
+    params: spec=spec("crosslingual_page")
+    script: "../workflow/scripts/crosslingual_page.py"
