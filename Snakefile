@@ -11,14 +11,16 @@ include: "rules/harvest.smk"
 include: "rules/saes.smk"
 include: "rules/sensitivity.smk"
 include: "rules/imports.smk"
+include: "rules/crosslingual.smk"
 include: "rules/comparisons.smk"
 include: "rules/figures.smk"
 
 # What to ask for: plain `snakemake`, or one of these by name.
 localrules: all, spectra, saes, proxy_gap, sensitivities, verdict, verdict_calibration, audits
-localrules: figures, verify
+localrules: crosslingual, figures, verify
 
 TABLES = f"{STUDY}/{{name}}.{{suffix}}"
+FIGURES = f"{STUDY}/figures/{{name}}.{{suffix}}"
 TABLE = expand(TABLES, name="grid", suffix=["json", "csv"])
 COMPARED = expand(TABLES, name=["deltas", "budgets", "correlations", "kstar"], suffix="csv")
 GAP = TABLE + COMPARED + expand(TABLES, name=["comparisons", "published"], suffix="json")
@@ -26,13 +28,25 @@ PROFILES = expand(TABLES, name=["depth_profile", "critics"], suffix=["json", "cs
 COSTS = expand(TABLES, name=["leaderboard", "calibration", "attention"], suffix=["json", "csv"])
 VERDICTS = expand(TABLES, name="verdicts", suffix=["json", "html"])
 AUDITS = imports(f"{SAE}/audit.json") + imports(f"{SAE}/audit.md")
-FIGURES = f"{STUDY}/figures/{{name}}.{{suffix}}"
 SUFFIXES = ["json", "svg", "png"]
+CROSSLINGUAL = (
+    expand(TABLES, name="crosslingual", suffix=["json", "html"])
+    + expand(TABLES, name=[f"crosslingual_{name}" for name in CROSS_TABLES], suffix="csv")
+    + suite(f"{PATCHING}.html")
+    + expand(FIGURES, name=CROSS_FIGURES, suffix=SUFFIXES)
+)
 
 
 rule all:
     default_target: True
-    input: GAP, PROFILES, COSTS, VERDICTS, AUDITS, expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES)
+    input:
+        GAP,
+        PROFILES,
+        COSTS,
+        VERDICTS,
+        AUDITS,
+        CROSSLINGUAL if config["crosslingual"]["subjects"] else [],
+        expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES),
 
 
 rule spectra:
@@ -69,6 +83,10 @@ rule verdict_calibration:
 
 rule audits:
     input: AUDITS
+
+
+rule crosslingual:
+    input: asked_for("crosslingual.subjects", CROSSLINGUAL)
 
 
 rule figures:

@@ -28,6 +28,10 @@ wildcard_constraints:
     ell=r"\d\d+",
     split="train|eval",
     sae=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    prompts=r"[a-z][a-z0-9_-]*",
+    k_sub=r"\d+",
+    source="mean|ot",
+    penalty=r"\d[\d.e+-]*",
 
 CORPUS = "results/{subject}/{corpus}"
 LAYER = f"{CORPUS}/L{{ell}}"
@@ -35,7 +39,8 @@ SAE = f"{LAYER}/sae/{{sae}}"
 # the folder of an SAE that a study trains says how; one objective, one rule
 TRAINED = "topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}"
 # how often verdicts err does not depend on the study: made when asked for
-FIGURE_NAMES = [name for name in config["figures"] if name != "verdict_calibration"]
+ELSEWHERE = ("verdict_calibration", "crosslingual_")
+FIGURE_NAMES = [name for name in config["figures"] if not name.startswith(ELSEWHERE)]
 STUDY = f"results/studies/{config['study']}"
 
 # two jobs side by side on this machine; a cluster job has its own cores
@@ -108,6 +113,18 @@ def layers(pattern):
 def corpora(pattern):
     """`pattern` filled in for every subject and corpus of the study."""
     return expand(pattern, subject=config["grid"]["subjects"], corpus=config["grid"]["corpora"])
+
+
+def asked_for(key, paths):
+    """`paths`, for a target that makes no sense while the list at `key` is empty."""
+    block, name = key.split(".")
+
+    def files(wildcards):
+        if not config[block][name]:
+            raise WorkflowError(f"config.yaml: {key} is empty, so there is nothing to make")
+        return paths
+
+    return files
 
 
 def own_files(section, name, wildcards):

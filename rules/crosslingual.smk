@@ -12,6 +12,7 @@ CROSS_TABLES = [
     *("heads", "layers", "similarity", "separation", "updates"),
     *("bridge", "bridge_spectra", "patching", "ard"),
 ]
+CROSS_FIGURES = [name for name in config["figures"] if name.startswith("crosslingual_")]
 
 
 def suite(pattern, layers="layers"):

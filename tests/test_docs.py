@@ -101,7 +101,9 @@ def test_every_stage_has_its_keys_documented():
     documented = {name.split(".")[0] for page in STAGES for name in key_table(page)}
     stages = ("harvest", "gradients", "probes", "calibration", "spectra", "sae", "evaluate")
     later = ("attention", "statistics", "pretrain", "critics", "comparisons", "verdicts")
-    assert documented == {*stages, *later, "simulation"}
+    suite = ("crosslingual", "geometry", "states", "separation", "updates", "bridge")
+    causal = ("patching", "ard", "dissociation", "simulation")
+    assert documented == {*stages, *later, *suite, *causal}
 
 
 @pages
@@ -132,19 +134,21 @@ def test_make_targets_exist(page):
 
 def rule_outputs():
     """Output patterns of all rules below ``results/``, with `{sae}` for an SAE's folder."""
-    common = (ROOT / "rules/common.smk").read_text()
-    constants = dict(re.findall(r'^(CORPUS|LAYER|SAE) = f?"(.*)"$', common, re.M))
-    texts = [path.read_text() for path in sorted((ROOT / "rules").glob("*.smk"))]
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    constants = dict(re.findall(r'^([A-Z]+) = f?"(.*)"$', text, re.M))
+    tables = re.search(r"^CROSS_TABLES = \[(.*?)\]", text, re.M | re.S).group(1)
     found = set()
-    for section in re.findall(r"^    output:(.*?)^    \w+:", "\n".join(texts), re.M | re.S):
+    for section in re.findall(r"^    output:(.*?)^    \w+:", text, re.M | re.S):
         for name in re.findall(r'figure\("(\w+)"', section):
             stem = f"results/studies/{{study}}/figures/{name}"
             found |= {f"{stem}.{suffix}" for suffix in ("svg", "png", "json")}
-        found |= set(re.findall(r'"((?:results|\{[A-Z]+\})/[^"]*)"', section))
-    for name in ("SAE", "LAYER", "CORPUS"):
-        found = {pattern.replace(f"{{{name}}}", constants[name]) for pattern in found}
-    found = {pattern.replace("{{", "{").replace("}}", "}") for pattern in found}
-    return found
+        if "table_of(" in section:
+            stem = "results/studies/{study}/crosslingual"
+            found |= {f"{stem}_{name}.csv" for name in re.findall(r'"(\w+)"', tables)}
+        found |= set(re.findall(r'"((?:results|\{[A-Z]+\})/?[^"]*)"', section))
+    for _ in range(5):  # constants are made of constants
+        found = {re.sub(r"\{([A-Z]+)\}", lambda m: constants[m[1]], path) for path in found}
+    return {pattern.replace("{{", "{").replace("}}", "}") for pattern in found}
 
 
 def documented_artifacts():

@@ -13,17 +13,23 @@ MODULES = sorted((ROOT / "src/streamgauge").rglob("*.py"))
 # a module may import from earlier rows and from its own
 ROWS = [
     {"errors", "progress", "jobs", "wording"},
-    {"metrics", "spectra", "statistics", "row_metric", "critics"},
+    {
+        *("metrics", "spectra", "statistics", "row_metric", "critics"),
+        *("subspace", "ard_mmd", "bridge", "dissociation"),
+    },
     {"zarr_store", "stores", "manifest", "provenance", "checkpoints"},
-    {"subjects", "corpora", "hooks"},
+    {"subjects", "corpora", "hooks", "projections"},
     {
         *("shard_writer", "harvest", "gradients", "probes", "depth_profile", "sae", "evaluate"),
-        *("sensitivity", "calibration", "attention", "critic_runs", "scores"),
+        *("sensitivity", "calibration", "attention", "critic_runs", "scores", "geometry"),
+        *("prompts", "states", "generation", "patching", "ard_runs"),
     },
     {
         *("controls", "leaderboard", "proxy_gap", "paired", "comparisons", "published"),
         *("audit_report", "decisions", "gap_verdicts", "verdicts", "verdict_page", "simulation"),
         *("drawing", "figures", "sensitivity_figures", "study_figures", "verdict_figures"),
+        *("pages", "patching_page"),
+        *("crosslingual", "crosslingual_page", "crosslingual_figures"),
     },
     {
         *("config", "study", "contents", "verify", "inspect", "estimate", "audit"),

@@ -40,6 +40,17 @@ _WHAT = {
     "critics_table": "mutual information and dimension of a study's layers",
     "verdicts": "the hypotheses of a study, adjudicated in order",
     "simulation": "how often the verdicts are wrong in simulated worlds",
+    "geometry": "attention kernels and subspaces of every layer, from the weights",
+    "basis": "attention subspace Z of one layer",
+    "prompts": "paired problems in two languages, tokenised",
+    "states": "residual stream of every prompt at every layer",
+    "separation": "distances between languages inside and outside Z",
+    "updates": "what every block writes inside and outside Z",
+    "bridge": "linear map between the languages inside Z",
+    "patching": "generations with Z, its complement and the controls patched",
+    "ard": "lengthscales learnt by ARD-MMD at one layer",
+    "crosslingual_tables": "cross-lingual tables of a study",
+    "crosslingual_page": "cross-lingual findings of a study, as a page",
     "published": "published cells beside a study's own",
     "leaderboard": "which proxies order the SAEs of a study as behaviour does",
     "calibration_table": "predicted against measured KL of a study",
@@ -57,6 +68,12 @@ _WHAT = {
     "figure_kstar": "figure: latents needed to recover behaviour",
     "figure_depth_profile": "figure: dimension and scores over depth",
     "figure_critics": "figure: mutual information over the width of the critic",
+    "figure_crosslingual_geometry": "figure: attention subspaces over depth",
+    "figure_crosslingual_updates": "figure: what every block writes inside Z",
+    "figure_crosslingual_patching": "figure: answers and languages after patching",
+    "figure_crosslingual_ard": "figure: dimensions shared across languages, by layer",
+    "figure_crosslingual_spectrum": "figure: ARD lengthscales",
+    "figure_crosslingual_bridge": "figure: linear bridge between languages",
     "figure_verdict_calibration": "figure: false positives and power of the verdicts",
 }
 
@@ -266,6 +283,10 @@ _DRAWN = {
     "kstar.csv": "study_figures.kstar",
     "depth_profile.csv": "study_figures.depth_profile",
     "verdict_calibration.csv": "verdict_figures.verdict_calibration",
+    "crosslingual_layers.csv": "crosslingual_figures.geometry",
+    "crosslingual_updates.csv": "crosslingual_figures.updates",
+    "crosslingual_patching.csv": "crosslingual_figures.patching",
+    "crosslingual_ard.csv": "crosslingual_figures.ard",
 }
 
 

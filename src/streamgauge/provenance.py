@@ -207,10 +207,10 @@ def depths(grid: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def own_files(block: Mapping[str, Any]) -> list[str]:
-    """The user's own files that a block of subjects, corpora, imports or prompts names.
+    """The user's own files that a block of subjects, corpora or imports names.
 
     Args:
-        block: one entry of ``subjects``, ``corpora``, ``imports`` or ``prompts``.
+        block: one entry of ``subjects``, ``corpora`` or ``imports``.
 
     Returns:
         Paths as written in the config; empty for sources that are not files of the user's.
