@@ -159,6 +159,31 @@ def logits_from(model: nn.Module, ids: Tensor, layer: int, h: Tensor) -> Tensor:
     return _suffix(model, ids, layer, h, length)
 
 
+@contextmanager
+def edited(model: nn.Module, layer: int, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, every forward pass goes on with ``edit(h)`` in place of the residual stream h.
+
+    Args:
+        model: a Hugging Face causal language model.
+        layer: the block after which h is edited.
+        edit: (batch, position, d_model) -> the same shape and dtype; with a KV cache it sees the
+            new positions only, once for every forward pass.
+
+    Raises:
+        StreamgaugeError: the layer does not exist.
+    """
+    modules = blocks(model)
+    check_layers([layer], len(modules))
+
+    def replace(_module, _arguments, output):
+        if isinstance(output, tuple):
+            return (edit(output[0]), *output[1:])
+        return edit(output)
+
+    with _hooked({modules[layer]: replace}):
+        yield
+
+
 def skips_lower_blocks(model: nn.Module) -> bool:
     """Whether `logits_from` may skip the blocks up to the replaced one in this model."""
     return _skippable(model) is not None
@@ -218,10 +243,7 @@ def _suffix(model: nn.Module, ids: Tensor, layer: int, h: Tensor, length: int) -
 def _replaced(model: nn.Module, ids: Tensor, layer: int, h: Tensor) -> Tensor:
     """Logits with every block run and only the output of block `layer` replaced by `h`."""
 
-    def replace(_module, _arguments, output):
-        return (h, *output[1:]) if isinstance(output, tuple) else h
-
-    with _hooked({blocks(model)[layer]: replace}):
+    with edited(model, layer, lambda _: h):
         return logits(model, ids)
 
 
