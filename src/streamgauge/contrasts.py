@@ -69,7 +69,7 @@ def exact_tests(contrast: Contrast) -> Tested:
     own = contrast.gain.astype(int) - contrast.cost
     drawn = contrast.random_gain.astype(int) - contrast.random_cost
     n, total = len(own), int(own.sum())
-    rank = rank_among(total, drawn.sum(1))
+    rank = rank_from_top(total, drawn.sum(1))
     return Tested(
         total / n if n else math.nan,
         drawn.sum(1) / n if n else np.full(len(drawn), np.nan),
@@ -81,7 +81,7 @@ def exact_tests(contrast: Contrast) -> Tested:
     )
 
 
-def rank_among(total: int, drawn) -> int:
+def rank_from_top(total: int, drawn) -> int:
     """Rank of a sum among those of random draws; 1 is largest, a tie counts against it."""
     return 1 + int((np.asarray(drawn) >= total).sum())
 

@@ -268,10 +268,8 @@ def _half(runs, name, alpha, fewest):
     elif strict.holds(alpha):
         holds, reason = True, "holds"
     elif generous.holds(alpha):
-        shares = [_percent(share) for share in spoilt.values()]
-        reason = "degenerate outputs decide it, {} of Z's and {} of its complement's".format(
-            *shares
-        )
+        own, rest = map(_percent, spoilt.values())
+        reason = f"degenerate outputs decide it, {own} of Z's and {rest} of its complement's"
     else:
         failed = []
         if strict.p_rank > alpha:
@@ -319,12 +317,13 @@ def _stated(name, half):
     if half["statistic"] is None:
         return f"no problem has an unpatched {name}"
     gain, keep = _WORDS[name]
-    low, high = min(half["random"]), max(half["random"])
+    gain, keep = f"{gain} in {_percent(half['gain'])}", f"{keep} in {_percent(half['keep'])}"
+    null = f"{min(half['random']):+.2f} to {max(half['random']):+.2f}"
     return (
-        f"{gain} in {_percent(half['gain'])} and {keep} in {_percent(half['keep'])} of {half['n']} problems,"
-        f" contrast {half['statistic']:+.2f}, against {low:+.2f} to {high:+.2f} for"
-        f" {half['n_random']} random subspaces (rank {half['rank']} of {1 + half['n_random']},"
-        f" p = {half['p_rank']:.2g}; Z against its complement, paired, p = {half['p_paired']:.2g})"
+        f"{gain} and {keep} of {half['n']} problems, contrast {half['statistic']:+.2f} against"
+        f" {null} for {half['n_random']} random subspaces (rank {half['rank']} of"
+        f" {1 + half['n_random']}, p = {half['p_rank']:.2g}; Z against its complement, paired,"
+        f" p = {half['p_paired']:.2g})"
     )
 
 
@@ -358,7 +357,7 @@ def _controls(runs):
 
 def _among(own, drawn):
     """A share of Z's among those of random draws."""
-    rank = contrasts.rank_among(own.sum(), drawn.sum(1))
+    rank = contrasts.rank_from_top(own.sum(), drawn.sum(1))
     values = [_share(draw) for draw in drawn]
     return {
         "random": values,
