@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from streamgauge import hooks, stores
+from streamgauge import stores
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 
@@ -70,9 +69,10 @@ def harvest(
     }
 
 
-@torch.inference_mode()
 def _forward(subject, prompts: pd.DataFrame, folder: Path, batch_size: int, label: str):
     """Run the model over batches that `folder` lacks; every batch's file, in order."""
+    import torch  # not for those who only read states
+
     lengths = prompts["ids"].map(len).to_numpy()
     starts = range(0, len(prompts), batch_size)
     files = {start: folder / f"{start:06d}-{batch_size}.npy" for start in starts}
@@ -90,7 +90,8 @@ def _forward(subject, prompts: pd.DataFrame, folder: Path, batch_size: int, labe
         ids = np.zeros((len(batch), batch["ids"].map(len).max()), np.int64)
         for row, own in zip(ids, batch["ids"], strict=True):
             row[: len(own)] = own
-        found = subject.residuals(ids, range(subject.n_layers))
+        with torch.inference_mode():
+            found = subject.residuals(ids, range(subject.n_layers))
         kept = [_spans(found.pop(layer), layer, batch) for layer in range(subject.n_layers)]
         partial = files[start].with_suffix(".tmp")
         with stores.writing(folder), open(partial, "wb") as file:
@@ -101,8 +102,10 @@ def _forward(subject, prompts: pd.DataFrame, folder: Path, batch_size: int, labe
     return list(files.values())
 
 
-def _spans(h: torch.Tensor, layer: int, batch: pd.DataFrame) -> np.ndarray:
+def _spans(h, layer: int, batch: pd.DataFrame) -> np.ndarray:
     """The problem spans of one layer, float32 (token, d_model), checked to be finite."""
+    from streamgauge import hooks
+
     parts = []
     for row, prompt in zip(h, batch.itertuples(), strict=True):
         part = row[prompt.header : len(prompt.ids)].float().cpu().numpy()
@@ -238,7 +241,13 @@ class States:
 
     def _layer(self, layer: int) -> np.ndarray:
         if self._held[0] != layer:
-            hooks.check_layers([layer], self.n_layers)
+            if not 0 <= layer < self.n_layers:
+                raise StreamgaugeError(
+                    f"layer {layer} does not exist: there are states of layers 0 to "
+                    f"{self.n_layers - 1}",
+                    where=str(self._store.path),
+                    remedy="Correct crosslingual.layers in the config.",
+                )
             self._held = layer, self._store.read("residual", layer, layer + 1)[0]
         return self._held[1]
 
