@@ -240,8 +240,8 @@ def _updates(table) -> Iterator[Finding]:
         yield Finding(
             "Residual updates",
             f"{place}: R(ℓ) is largest after layer {top.layer}, {{r:.3g}}"
-            " [{low:.3g}, {high:.3g}] or {times:.3g} times chance, and {outside:.0f} of {n:.0f} updates lie outside what"
-            " random subspaces give",
+            " [{low:.3g}, {high:.3g}] or {times:.3g} times chance, and {outside:.0f} of {n:.0f}"
+            " updates lie outside what random subspaces give",
             {
                 "r": top.r,
                 "low": top.r_low,
