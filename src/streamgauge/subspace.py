@@ -49,13 +49,13 @@ def attention_subspace(w_q, w_k, k_sub: int) -> Subspace:
         StreamgaugeError: shapes that do not fit; a weight that is not finite; the heads together
             read fewer than k_sub directions.
     """
-    d = np.shape(w_q)[-1]
     stacked = [vectors[: max(k_sub, 1)] for _, vectors in _kernels(w_q, w_k)]
     _, values, rows = np.linalg.svd(np.concatenate(stacked), full_matrices=False)
-    rank = _rank(values, d)
+    rank = _rank(values, w_q, w_k)
     if not 1 <= k_sub <= rank:
         raise StreamgaugeError(
-            f"no subspace of {k_sub} dimensions: the heads' keys read {rank} of {d} directions",
+            f"no subspace of {k_sub} dimensions: the heads' keys read {rank} of"
+            f" {rows.shape[1]} directions",
             remedy=f"Choose k_sub between 1 and {rank}.",
         )
     basis = rows[:k_sub]
@@ -77,7 +77,8 @@ def kernel_singular_values(w_q, w_k) -> np.ndarray:
 
 def _kernels(w_q, w_k):
     """Of each head the singular values, and the right singular vectors of those above rounding."""
-    w_q, w_k = np.asarray(w_q, np.float64), np.asarray(w_k, np.float64)
+    given = w_q, w_k
+    w_q, w_k = (np.asarray(w, np.float64) for w in given)
     if w_q.ndim != 3 or w_q.shape[1:] != w_k.shape[1:] or len(w_q) % max(len(w_k), 1):
         raise StreamgaugeError(
             f"query and key projections of shapes {w_q.shape} and {w_k.shape} do not fit together"
@@ -89,12 +90,14 @@ def _kernels(w_q, w_k):
         directions, key = keys[head // (len(w_q) // len(w_k))]
         # A = Q_q R_q R_kᵀ Q_kᵀ: the small core has the singular values of A
         _, values, rows = np.linalg.svd(np.linalg.qr(w.T, mode="r") @ key.T)
-        yield values, rows[: _rank(values, w.shape[-1])] @ directions.T
+        yield values, rows[: _rank(values, *given)] @ directions.T
 
 
-def _rank(values, d):
-    """How many singular values lie above rounding."""
-    return int((values > d * np.finfo(np.float64).eps * values[:1]).sum())
+def _rank(values, w_q, w_k):
+    """How many singular values lie above the rounding of the weights and of the arithmetic."""
+    precision = max(np.finfo(np.result_type(w, np.float32)).eps for w in (w_q, w_k))
+    rounding = max(16 * precision, np.shape(w_q)[-1] * np.finfo(np.float64).eps)
+    return int((values > rounding * values[:1]).sum())
 
 
 def random_subspace(d: int, k_sub: int, seed: int | Sequence[int]) -> np.ndarray:
