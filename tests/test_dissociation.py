@@ -219,6 +219,7 @@ def test_the_sentence_holds_finding_and_null():
     sentence = judged(TRUE)["sentence"]
     assert sentence.startswith("Double dissociation: patching Z changed the answer in 100 % and")
     assert sentence.count("19 random subspaces (rank 1 of 20, p = 0.05") == 2
+    assert sentence.count(": holds") == 2
     assert ". " not in sentence
 
 
@@ -266,7 +267,7 @@ def test_a_model_that_gives_no_numbers_is_not_adjudicated():
     found = judged({**TRUE, "none": SILENT, "z": SILENT})
     assert found["n_baseline_number"] == 0
     assert found["halves"]["answer"]["statistic"] is None
-    assert "no problem has an unpatched answer" in found["sentence"]
+    assert "only 0 problems have an unpatched answer" in found["sentence"]
     # languages can still be told
     assert found["verdict"] == dissociation.PARTIAL
     json.dumps(found, allow_nan=False)

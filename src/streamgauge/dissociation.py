@@ -259,17 +259,19 @@ def _half(runs, name, alpha, fewest):
     spoilt = {c: _share(runs(c, "degenerate")[0, asked]) for c in ("z", "z_perp")}
     holds, reason = None, None
     if n < fewest:
-        reason = f"only {n} problems have an unpatched {name}, {fewest} are needed"
+        reason = f"open, only {n} problems have an unpatched {name}, {fewest} are needed"
     elif 1 / (1 + n_random) > alpha:
         needed = math.ceil(1 / alpha) - 1
-        reason = f"{n_random} random subspaces cannot reach p = {alpha:g}, {needed} are needed"
+        reason = (
+            f"open, {n_random} random subspaces cannot reach p = {alpha:g}, {needed} are needed"
+        )
     elif min(spoilt.values()) > NEARLY_ALL:
-        reason = "nearly all outputs of Z and of its complement are degenerate"
+        reason = "open, nearly all outputs of Z and of its complement are degenerate"
     elif strict.holds(alpha):
         holds, reason = True, "holds"
     elif generous.holds(alpha):
         own, rest = map(_percent, spoilt.values())
-        reason = f"degenerate outputs decide it, {own} of Z's and {rest} of its complement's"
+        reason = f"open, degenerate outputs decide it: {own} of Z's and {rest} of its complement's"
     else:
         failed = []
         if strict.p_rank > alpha:
@@ -315,7 +317,7 @@ _WORDS = {
 def _stated(name, half):
     """A half in words, the null in the same sentence."""
     if half["statistic"] is None:
-        return f"no problem has an unpatched {name}"
+        return f"{name}: {half['reason']}"
     gain, keep = _WORDS[name]
     gain, keep = f"{gain} in {_percent(half['gain'])}", f"{keep} in {_percent(half['keep'])}"
     null = f"{min(half['random']):+.2f} to {max(half['random']):+.2f}"
@@ -323,7 +325,7 @@ def _stated(name, half):
         f"{gain} and {keep} of {half['n']} problems, contrast {half['statistic']:+.2f} against"
         f" {null} for {half['n_random']} random subspaces (rank {half['rank']} of"
         f" {1 + half['n_random']}, p = {half['p_rank']:.2g}; Z against its complement, paired,"
-        f" p = {half['p_paired']:.2g})"
+        f" p = {half['p_paired']:.2g}): {half['reason']}"
     )
 
 
