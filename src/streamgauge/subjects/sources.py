@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from streamgauge.errors import StreamgaugeError
+from streamgauge.subjects import planted
 from streamgauge.subjects.quiet import busy, first_line, one_line, quiet
 
 # what a directory may hold besides its weights: configuration, tokenizer, chat template
@@ -117,7 +118,12 @@ def _gguf_read_once() -> Iterator[None]:
             setattr(*place, value)
 
 
-SOURCES = {"local": _from_local, "huggingface": _from_huggingface, "gguf": _from_gguf}
+SOURCES = {
+    "local": _from_local,
+    "huggingface": _from_huggingface,
+    "gguf": _from_gguf,
+    "planted": planted.write,
+}
 
 
 @contextmanager
