@@ -23,8 +23,8 @@ class Bridge(NamedTuple):
 
     Attributes:
         w: ``(k, k)``, rows of the second language ≈ rows of the first times `w`.
-        r2_in_sample: 1 − SSE/SST over all pairs and dimensions, SST about the mean. It is 1 for any
-            data where N ≤ k.
+        r2_in_sample: 1 − SSE/SST over all pairs and dimensions, SST about the mean. Least
+            squares reaches 1 for any data where N ≤ k.
         r2_loo: the same of pairs left out one at a time, each against the mean of the others.
         orthogonality_error: ‖wᵀw − I‖_F/k.
         singular_values: of `w`, ``(k,)``, largest first.
