@@ -12,17 +12,18 @@ MODULES = sorted((ROOT / "src/streamgauge").rglob("*.py"))
 
 # a module may import from earlier rows and from its own
 ROWS = [
-    {"errors", "progress", "jobs", "wording"},
+    {"errors", "progress", "jobs", "wording", "yaml_file"},
     {
         *("metrics", "spectra", "statistics", "row_metric", "critics"),
-        *("subspace", "ard_mmd", "bridge", "dissociation"),
+        *("subspace", "ard_mmd", "bridge", "contrasts", "dissociation"),
     },
-    {"zarr_store", "stores", "manifest", "provenance", "checkpoints"},
+    {"zarr_store", "stores", "manifest", "provenance", "checkpoints", "basis_store"},
     {"subjects", "corpora", "hooks", "projections"},
     {
         *("shard_writer", "harvest", "gradients", "probes", "depth_profile", "sae", "evaluate"),
         *("sensitivity", "calibration", "attention", "critic_runs", "scores", "geometry"),
-        *("prompts", "states", "generation", "patching", "ard_runs"),
+        *("prompts", "states", "separation", "updates", "generation", "answers", "patching"),
+        "ard_runs",
     },
     {
         *("controls", "leaderboard", "proxy_gap", "paired", "comparisons", "published"),

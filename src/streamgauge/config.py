@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from streamgauge import yaml_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.wording import (
     child_of,
@@ -34,30 +33,6 @@ _DEEPEST = 50
 
 
 # --- reading ------------------------------------------------------------------------------------
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses what hides mistakes: a key given twice, an explicit tag."""
-
-    def compose_node(self, parent, index):
-        event = self.peek_event()
-        if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(
-                problem=f"the tag {event.tag} is not allowed", problem_mark=event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def compose_mapping_node(self, anchor):
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return node
-
-
 def load(paths: Iterable[str | Path]) -> dict:
     """Read YAML files and merge each into those before it: mappings merge, all else replaces.
 
@@ -75,36 +50,8 @@ def load(paths: Iterable[str | Path]) -> dict:
     """
     merged: dict = {}
     for path in paths:
-        merged = _merge(merged, _read(Path(path)))
+        merged = _merge(merged, yaml_file.read(path))
     return merged
-
-
-def _read(path: Path) -> dict:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise StreamgaugeError(f"cannot be read ({reason})", where=str(path)) from error
-    try:
-        data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise StreamgaugeError(
-            f"not a usable configuration: {problem}", where=f"{path}{line}"
-        ) from error
-    except (ValueError, RecursionError) as error:  # e.g. the date 2020-99-99; very deep nesting
-        raise StreamgaugeError(f"not a usable configuration: {error}", where=str(path)) from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise StreamgaugeError(
-            f"holds {kind_of(data)} at the top",
-            where=str(path),
-            remedy="A configuration is a mapping of keys to values.",
-        )
-    return data
 
 
 def _merge(base: dict, overlay: dict) -> dict:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from streamgauge import config
+from streamgauge import yaml_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.wording import nearest
 
@@ -107,7 +107,7 @@ def read(path: str | Path) -> PromptSet:
             languages; an answer that is not a finite number; an id given twice; no pairs.
     """
     path = Path(path)
-    data = config.load([path])
+    data = yaml_file.read(path)
     _check_keys(data, _FILE_KEYS, path)
     languages = _languages(_mapping(data, "languages", path), path)
     stop = data.get("stop", ["\n"])
