@@ -189,6 +189,8 @@ def test_updates_of_a_planted_transition():
     assert ((last["r_low"] < last["r_chance"]) & (last["r_chance"] < last["r_high"])).all()
     assert ((last["r_random_low"] < last["r"]) & (last["r"] < last["r_random_high"])).all()
     assert ((last["asymmetry_low"] < 0) & (last["asymmetry_high"] > 0)).all()
+    assert ((last["asymmetry_random_low"] < 0) & (last["asymmetry_random_high"] > 0)).all()
+    assert (first["asymmetry"] < first["asymmetry_random_low"]).all()
     assert (found["n_prompts"] == n).all()
 
 

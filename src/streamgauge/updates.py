@@ -32,23 +32,27 @@ def table(
         ``r_chance`` (`subspace.update_ratio_chance`), ``r_over_chance``; ``r_random_low,
         r_random_high``, central interval over random subspaces of the same mean; ``asymmetry``,
         the mean over problems of R(target) − R(source), with its paired t interval
-        ``asymmetry_low, asymmetry_high``, the same on both rows. NaN where a prompt's update is 0.
+        ``asymmetry_low, asymmetry_high``, and the interval of random subspaces
+        ``asymmetry_random_low, asymmetry_random_high``, the same on both rows. NaN where a
+        prompt's update is 0.
     """
-    k_sub, d = basis.shape
-    null = [subspace.random_subspace(d, k_sub, [seed, j]) for j in range(random)]
-    chance = subspace.update_ratio_chance(d, k_sub)
+    k_sub, d_model = basis.shape
+    null = [subspace.random_subspace(d_model, k_sub, [seed, j]) for j in range(random)]
+    chance = subspace.update_ratio_chance(d_model, k_sub)
     tail = (1 - confidence) / 2
     rows: list[dict[str, Any]] = []
     below = states.pooled("mean", 0)
     for layer in range(states.n_layers - 1):
         above = states.pooled("mean", layer + 1)
         deltas = [b - a for a, b in zip(below, above, strict=True)]
-        target, source = (subspace.update_ratio(delta, basis) for delta in deltas)
-        asymmetry = _interval(target - source, confidence)
-        for language, delta, r in zip(states.languages, deltas, (target, source), strict=True):
+        ratios = [subspace.update_ratio(delta, basis) for delta in deltas]
+        # (draw, language)
+        draws = np.array([[subspace.update_ratio(d, v).mean() for d in deltas] for v in null])
+        asymmetry = _interval(ratios[0] - ratios[1], confidence)
+        apart_low, apart_high = np.quantile(draws[:, 0] - draws[:, 1], [tail, 1 - tail])
+        for language, r, drawn in zip(states.languages, ratios, draws.T, strict=True):
             mean = _interval(r, confidence)
-            draws = [subspace.update_ratio(delta, v).mean() for v in null]
-            low, high = np.quantile(draws, [tail, 1 - tail])
+            low, high = np.quantile(drawn, [tail, 1 - tail])
             rows.append(
                 {
                     "layer": layer,
@@ -64,6 +68,8 @@ def table(
                     "asymmetry": asymmetry.value,
                     "asymmetry_low": asymmetry.low,
                     "asymmetry_high": asymmetry.high,
+                    "asymmetry_random_low": apart_low,
+                    "asymmetry_random_high": apart_high,
                 }
             )
         below = above
