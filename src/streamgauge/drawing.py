@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from streamgauge.errors import StreamgaugeError
 
@@ -68,6 +68,17 @@ def figure(title: str, width: float, height: float) -> Figure:
     if title:
         made.suptitle(title, x=0.01, ha="left", weight="bold")
     return made
+
+
+def settle(of: Figure) -> None:
+    """Lay a figure out for good, at positions rounded to a millionth of its size.
+
+    The layout's solver goes by memory addresses: its last bit is not the same every time.
+    """
+    of.draw_without_rendering()
+    of.set_layout_engine("none")
+    for ax in of.axes:
+        ax.set_position(np.round(ax.get_position(original=True).bounds, 6))
 
 
 def words(title: str, text: str) -> Figure:
@@ -143,6 +154,35 @@ def _part(name: str, value: Hashable) -> str:
 def having(table: pd.DataFrame, key: Mapping[str, Hashable]) -> pd.DataFrame:
     """The rows that agree with `key`."""
     return table[np.logical_and.reduce([table[name] == value for name, value in key.items()])]
+
+
+def band(ax, x, low, high) -> None:
+    """The interval of a null over `x`: a pale band, or a bar where there is one point."""
+    if len(x) > 1:
+        ax.fill_between(x, low, high, color=PALE, lw=0)
+    else:
+        ax.vlines(x, low, high, color=PALE, lw=6)
+
+
+def null_handles() -> list[Line2D]:
+    """Legend entries of a `band` that random subspaces give, and of a dotted line at chance."""
+    return [
+        Line2D([], [], color=PALE, lw=6, label="random subspaces"),
+        Line2D([], [], color=GREY, ls=":", label="chance"),
+    ]
+
+
+def panel_title(label: str, column: int, name: str) -> str:
+    """A panel's title; in the first column of a line the group's label stands above it."""
+    return f"{'' if column else label}\n{name}"
+
+
+def layer_axes(axes: Sequence) -> None:
+    """Whole layers on the x axes of storeys, written below the lowest."""
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.tick_params(labelbottom=ax is axes[-1])
+    axes[-1].set_xlabel("layer")
 
 
 def series(

@@ -321,6 +321,8 @@ def read_histories(tables: Sequence[str | Path], manifests: Sequence[str | Path]
 
 def save(figure: Figure, *paths: str | Path) -> None:
     """Write a figure to each path; the suffix says the format. Equal figures give equal bytes."""
+    with drawing.style():
+        drawing.settle(figure)
     for path in map(Path, paths):
         # no dates and no program versions, so that a rebuilt figure is the same file
         metadata = {"Software": None} if path.suffix == ".png" else {"Date": None, "Creator": None}
