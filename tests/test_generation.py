@@ -142,6 +142,25 @@ def test_patched_batches_equal_the_plain_way(subject):
     assert sum(a.ids != b.ids for a, b in zip(found, untouched, strict=True)) >= 4
 
 
+def test_patches_of_one_prompt_share_its_prefill(subject):
+    """Below the patched layer one row is computed, above it one a patch."""
+    row, d = prompts()[2], subject.d_model
+    made = patches([row] * 6, 11, d)
+    seen = []
+    edited = hooks.edited
+
+    def spy(model, layer, edit):
+        return edited(model, layer, lambda h: seen.append(len(h)) or edit(h))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(hooks, "edited", spy)
+        found = generation.greedy(
+            subject, [row] * 6, [11] * 6, max_new_tokens=NEW, layer=LAYER, patches=made
+        )
+    assert seen[:2] == [1, 6]
+    assert ids_of(found) == [plain(subject, row, 11, patch) for patch in made]
+
+
 def test_a_shared_header_changes_nothing(llama):
     rows = prompts()
     made = patches(rows, 11, llama.d_model)
@@ -159,11 +178,15 @@ def test_headers_that_differ_share_what_they_can():
     assert len(generation.shared_header([], [])) == 0
 
 
-def test_batches_group_equal_lengths():
-    assert generation.batches([5, 3, 5, 3, 5, 3], 4) == [[1, 3, 5], [0, 2, 4]]
-    assert generation.batches([5, 3, 4, 6, 9], 4) == [[1, 2], [0, 3], [4]]
-    assert generation.batches([2] * 5, 2) == [[0, 1], [2, 3], [4]]
-    assert generation.batches([], 4) == []
+def test_batches_group_equal_rows():
+    def found(numbers, size):
+        return generation.batches([np.full(n // 10, n % 10) for n in numbers], size)
+
+    assert found([50, 30, 50, 30, 50, 30], 4) == [[1, 3, 5], [0, 2, 4]]
+    assert found([50, 30, 40, 60, 90], 4) == [[1, 2], [0, 3], [4]]
+    assert found([31, 31, 32, 32, 31], 4) == [[0, 1], [2, 3], [4]]
+    assert found([20] * 5, 2) == [[0, 1], [2, 3], [4]]
+    assert found([], 4) == []
 
 
 def test_stop_strings_and_end_tokens_end_a_row(llama):

@@ -93,7 +93,7 @@ def greedy(
         subject, shared_header(rows, headers), max_new_tokens=max_new_tokens, stop=stop, eos=eos
     )
     found: list[Generated | None] = [None] * len(rows)
-    for batch in batches([len(row) for row in rows], batch_size):
+    for batch in batches(rows, batch_size):
         picked = ([values[i] for i in batch] for values in (rows, headers, patches))
         for i, result in zip(batch, generator(*picked, layer=layer), strict=True):
             found[i] = result
@@ -114,16 +114,16 @@ def shared_header(rows: Sequence[np.ndarray], headers: Sequence[int]) -> np.ndar
     return first[:same]
 
 
-def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices of rows, in batches of similar length: what is padded costs time.
+def batches(rows: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
+    """Indices of rows, in batches of equal rows or of similar length: what is padded costs time.
 
-    Rows are taken by length, equal ones in their order. A batch ends when it is full, and where
-    the length changes once it is half full.
+    Rows are taken by length, equal lengths in their order. A batch ends when it is full, and where
+    the row changes once it is half full.
     """
     found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         last = found[-1] if found else None
-        changes = last is not None and lengths[last[-1]] != lengths[i]
+        changes = last is not None and not np.array_equal(rows[last[-1]], rows[i])
         if last is None or len(last) == batch_size or (changes and 2 * len(last) >= batch_size):
             found.append([i])
         else:
@@ -153,7 +153,7 @@ class Generator:
     def __init__(self, subject, header, *, max_new_tokens: int, stop=(), eos=None):
         self.subject, self.stop, self.most = subject, tuple(stop), max_new_tokens
         self.eos = end_tokens(subject) if eos is None else set(eos)
-        self.header = np.asarray(header, np.int64)
+        self.header = np.array(header, np.int64)
         self._cached: list[tuple[Tensor, Tensor]] | None = None
 
     @torch.inference_mode()
@@ -164,12 +164,12 @@ class Generator:
         if len(self.header) and self._cached is None:  # before any hook: it is never patched
             self._cached = self._header()
         if all(patch is None for patch in patches):
-            return self._continue(rows, None)
+            return self._continue(rows, None, None)
         spans = [len(row) - n for row, n in zip(rows, headers, strict=True)]
         slots = max(len(row) for row in rows) - len(self.header)
         edit = _Edit(patches, spans, slots, self.subject)
         with hooks.edited(self.subject.model, layer, edit):
-            return self._continue(rows, edit)
+            return self._continue(rows, edit, layer)
 
     def _check(self, rows, headers) -> None:
         n_ctx = self.subject.n_ctx
@@ -187,8 +187,12 @@ class Generator:
             if len(row) <= len(self.header) or (row[: len(self.header)] != self.header).any():
                 raise StreamgaugeError("a prompt does not begin with the header of its batch")
 
-    def _continue(self, rows, edit) -> list[Generated]:
-        """The loop: prefill, then one token a step, until every row has ended."""
+    def _continue(self, rows, edit, layer) -> list[Generated]:
+        """The loop: prefill, then one token a step, until every row has ended.
+
+        Patches of one and the same prompt share its prefill up to the patched layer: there one row
+        goes in, and the hook returns as many as there are patches.
+        """
         length = max(len(row) for row in rows)
         padding = torch.tensor([length - len(row) for row in rows])
         ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -199,17 +203,22 @@ class Generator:
         there = there.long().to(device)
         position = (there.cumsum(1) - 1).clamp_min(0)
         at = len(self.header)
-        cache = self._cache(padding.to(device), length + self.most)
-        new = self.subject.ids(ids)[:, at:]
+        shared = edit is not None and all(np.array_equal(row, rows[0]) for row in rows)
+        n, below = (1, layer + 1) if shared else (len(rows), 0)
+        cache = self._cache(padding.to(device), length + self.most, below)
+        new = self.subject.ids(ids)[:n, at:]
         alive, found = list(range(len(rows))), [[] for _ in rows]
         going = set(alive)
         for _ in range(self.most):
-            token = self._next(new, there[:, :length], position[:, at:length], cache)
+            token = self._next(new, there[:n, :length], position[:n, at:length], cache)
             for i, chosen in zip(alive, token.tolist(), strict=True):
                 if i in going and not self._ends(found[i], chosen):
                     going.discard(i)
             if not going:
                 break
+            for held in cache.layers[:below]:
+                held.batch_repeat_interleave(len(rows))
+            n, below = len(rows), 0
             at, length = length, length + 1
             keep = [j for j, i in enumerate(alive) if i in going]
             if 4 * len(keep) <= 3 * len(alive):  # copying the cache costs more than a few rows
@@ -257,14 +266,18 @@ class Generator:
         ends = [text.find(string) for string in self.stop if string in text]
         return text[: min(ends)] if ends else text
 
-    def _cache(self, padding: Tensor, capacity: int) -> Cache:
-        """A cache that holds the header for every row, behind as many slots as its padding."""
+    def _cache(self, padding: Tensor, capacity: int, below: int) -> Cache:
+        """A cache that holds the header for every row, behind as many slots as its padding.
+
+        The first `below` layers hold it for the first row alone.
+        """
         layers = [_Buffer(capacity) for _ in hooks.blocks(self.subject.model)]
         if self._cached is not None:
             slots = torch.arange(len(self.header), device=padding.device)[None] - padding[:, None]
             slots = slots.clamp_min(0)  # what padding holds does not matter: it is masked
-            for layer, (keys, values) in zip(layers, self._cached, strict=True):
-                layer.update(*(x[0][:, slots].transpose(0, 1) for x in (keys, values)))
+            for i, (layer, held) in enumerate(zip(layers, self._cached, strict=True)):
+                own = slots[:1] if i < below else slots
+                layer.update(*(x[0][:, own].transpose(0, 1) for x in held))
         return Cache(layers=layers)
 
     def _header(self) -> list[tuple[Tensor, Tensor]]:
@@ -297,13 +310,20 @@ class _Buffer(DynamicLayer):
         for room, new in zip(self.room, (key_states, value_states), strict=True):
             room[:, :, self.length : end] = new
         self.length = end
-        self.keys, self.values = (room[:, :, :end] for room in self.room)
+        self._hold(self.room)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices` of the batch."""
-        self.room = tuple(room[indices] for room in self.room)
-        self.keys, self.values = (room[:, :, : self.length] for room in self.room)
+        self._hold(tuple(room[indices] for room in self.room))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row of the batch, `repeats` times."""
+        self._hold(tuple(room.repeat_interleave(repeats, 0) for room in self.room))
+
+    def _hold(self, room: tuple[Tensor, Tensor]) -> None:
+        self.room = room
+        self.keys, self.values = (part[:, :, : self.length] for part in room)
 
 
 class _Edit:

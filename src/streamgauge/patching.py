@@ -185,9 +185,9 @@ def run(
         stop=stop,
     )
     runs = conditions(source, random, norm_matched)
-    # draws of one problem side by side: equal lengths, and outputs of similar length
+    # patches of one problem side by side: they share what lies below the patched layer
     tasks = [(i, c) for i in range(len(target)) for c in range(len(runs))]
-    batches = generation.batches([len(rows[i]) for i, _ in tasks], batch_size)
+    batches = generation.batches([rows[i] for i, _ in tasks], batch_size)
     parts = [scratch / f"{number:06d}.parquet" for number in range(len(batches))]
     done = sum(len(batch) for batch, part in zip(batches, parts, strict=True) if part.exists())
     progress = Progress(len(tasks), "generations", label, done=done)
