@@ -1,0 +1,13 @@
+"""Figure crosslingual_updates, from the table of updates."""
+
+import pandas as pd
+
+from streamgauge import crosslingual_figures, figures, manifest, provenance
+from streamgauge.jobs import job
+
+with job(snakemake.log[0], snakemake.threads):
+    spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
+    title = provenance.settings(spec, "figure")
+    figure = crosslingual_figures.updates(pd.read_csv(source.table), **title)
+    figures.save(figure, out.svg, out.png)
+    manifest.write(out.manifest, spec, [out.svg, out.png], [source.crosslingual])
