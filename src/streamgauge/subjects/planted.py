@@ -105,7 +105,9 @@ def truth(carries: str) -> Truth:
 
 def prompt_pairs() -> dict[str, Any]:
     """The problems that planted models can solve: contents of resources/prompts/planted.yaml."""
-    prompts = {code: {"prompt": f"{{problem}} {ask}"} for code, ask in zip(LANGUAGES, _ASK)}
+    prompts = {
+        code: {"prompt": f"{{problem}} {ask}"} for code, ask in zip(LANGUAGES, _ASK, strict=True)
+    }
     names = dict(zip(LANGUAGES, ("English", "Chinese"), strict=True))
     pairs = [
         {"id": _name(i), "category": f"answer-{_answer(i) + 1}"}
@@ -297,7 +299,7 @@ def _copy_content(weights) -> None:
 
 
 def _read_z(weights, carries: str, rng: np.random.Generator) -> None:
-    """Block 1: both key heads read all of Z and nothing else; the block writes nothing."""
+    """Block 1: both key heads read all of Z and nothing else; the block writes a little noise."""
     keys = _matrix(weights, LAYER, "k_proj.weight")
     keys[:] = 0
     spread = np.geomspace(2, 0.5, _D_HEAD)
@@ -306,6 +308,9 @@ def _read_z(weights, carries: str, rng: np.random.Generator) -> None:
         keys[head * _D_HEAD : (head + 1) * _D_HEAD, _z(carries)] = spread[:, None] * turned
     queries = _matrix(weights, LAYER, "q_proj.weight")
     queries[:] = rng.normal(0, 0.1, queries.shape)
+    # outside either Z, so that there is an update to measure
+    down = _matrix(weights, LAYER, "down_proj.weight")
+    down[_SCRIPT] = rng.normal(0, 1, down[_SCRIPT].shape)
 
 
 def _count_tokens(weights) -> None:
