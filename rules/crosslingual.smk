@@ -258,3 +258,76 @@ rule crosslingual_page:
     benchmark: "logs/studies/{study}/crosslingual_page.tsv"
     params: spec=spec("crosslingual_page")
     script: "../workflow/scripts/crosslingual_page.py"
+
+
+rule figure_crosslingual_geometry:
+    message: "figure crosslingual_geometry"
+    input:
+        crosslingual="results/studies/{study}/crosslingual.json",
+        table=ancient("results/studies/{study}/crosslingual_layers.csv"),
+    output: **figure("crosslingual_geometry", "Cross-lingual")
+    log: "logs/studies/{study}/figure_crosslingual_geometry.log"
+    benchmark: "logs/studies/{study}/figure_crosslingual_geometry.tsv"
+    params: spec=spec("figure_crosslingual_geometry")
+    script: "../workflow/scripts/figure_crosslingual_geometry.py"
+
+
+rule figure_crosslingual_updates:
+    message: "figure crosslingual_updates"
+    input:
+        crosslingual="results/studies/{study}/crosslingual.json",
+        table=ancient("results/studies/{study}/crosslingual_updates.csv"),
+    output: **figure("crosslingual_updates", "Cross-lingual")
+    log: "logs/studies/{study}/figure_crosslingual_updates.log"
+    benchmark: "logs/studies/{study}/figure_crosslingual_updates.tsv"
+    params: spec=spec("figure_crosslingual_updates")
+    script: "../workflow/scripts/figure_crosslingual_updates.py"
+
+
+rule figure_crosslingual_patching:
+    message: "figure crosslingual_patching"
+    input:
+        crosslingual="results/studies/{study}/crosslingual.json",
+        table=ancient("results/studies/{study}/crosslingual_patching.csv"),
+    output: **figure("crosslingual_patching", "Cross-lingual")
+    log: "logs/studies/{study}/figure_crosslingual_patching.log"
+    benchmark: "logs/studies/{study}/figure_crosslingual_patching.tsv"
+    params: spec=spec("figure_crosslingual_patching")
+    script: "../workflow/scripts/figure_crosslingual_patching.py"
+
+
+rule figure_crosslingual_ard:
+    message: "figure crosslingual_ard"
+    input:
+        crosslingual="results/studies/{study}/crosslingual.json",
+        table=ancient("results/studies/{study}/crosslingual_ard.csv"),
+    output: **figure("crosslingual_ard", "Cross-lingual")
+    log: "logs/studies/{study}/figure_crosslingual_ard.log"
+    benchmark: "logs/studies/{study}/figure_crosslingual_ard.tsv"
+    params: spec=spec("figure_crosslingual_ard")
+    script: "../workflow/scripts/figure_crosslingual_ard.py"
+
+
+rule figure_crosslingual_spectrum:
+    message: "figure crosslingual_spectrum"
+    input:
+        manifests=suite(f"{ARD}.json", "ard_layers"),
+        stores=ancient(suite(f"{ARD}.zarr", "ard_layers")),
+    output: **figure("crosslingual_spectrum", "Cross-lingual")
+    log: "logs/studies/{study}/figure_crosslingual_spectrum.log"
+    benchmark: "logs/studies/{study}/figure_crosslingual_spectrum.tsv"
+    params: spec=spec("figure_crosslingual_spectrum")
+    script: "../workflow/scripts/figure_crosslingual_spectrum.py"
+
+
+rule figure_crosslingual_bridge:
+    message: "figure crosslingual_bridge"
+    input:
+        crosslingual="results/studies/{study}/crosslingual.json",
+        table=ancient("results/studies/{study}/crosslingual_bridge.csv"),
+        spectra=ancient("results/studies/{study}/crosslingual_bridge_spectra.csv"),
+    output: **figure("crosslingual_bridge", "Cross-lingual")
+    log: "logs/studies/{study}/figure_crosslingual_bridge.log"
+    benchmark: "logs/studies/{study}/figure_crosslingual_bridge.tsv"
+    params: spec=spec("figure_crosslingual_bridge")
+    script: "../workflow/scripts/figure_crosslingual_bridge.py"

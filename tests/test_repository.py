@@ -30,7 +30,8 @@ ROWS = [
         *("audit_report", "decisions", "gap_verdicts", "verdicts", "verdict_page", "simulation"),
         *("drawing", "figures", "sensitivity_figures", "study_figures", "verdict_figures"),
         *("pages", "patching_page"),
-        *("crosslingual", "crosslingual_page", "crosslingual_figures"),
+        *("crosslingual", "crosslingual_findings", "crosslingual_page"),
+        *("crosslingual_figures", "ard_figures"),
     },
     {
         *("config", "study", "contents", "verify", "inspect", "estimate", "audit"),

@@ -286,7 +286,7 @@ _DRAWN = {
     "crosslingual_layers.csv": "crosslingual_figures.geometry",
     "crosslingual_updates.csv": "crosslingual_figures.updates",
     "crosslingual_patching.csv": "crosslingual_figures.patching",
-    "crosslingual_ard.csv": "crosslingual_figures.ard",
+    "crosslingual_ard.csv": "ard_figures.ard",
 }
 
 
