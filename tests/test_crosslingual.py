@@ -135,11 +135,11 @@ def test_the_rates_are_said_as_measured():
     found, _ = study(subspaces=((3, 8),), sources=("mean",))
     (finding,) = crosslingual_findings.rates(found["patching"])
     text = finding.text
-    assert "Layer 3, k_sub 8, mean source: patching Z changes 90% [80%, 100%]" in text
+    assert "Layer 3, k_sub 8, mean source: patching Z changes 90 % [80, 100]" in text
     assert "19 random subspaces" in text and "of which 18 had a number" in text
     draws = found["patching"]
     draws = draws[(draws.condition == "random") & (draws.over == "all")].answer_changed
-    assert f"change {draws.min():.0%} to {draws.max():.0%} and keep" in text
+    assert f"change {100 * draws.min():.0f} % to {100 * draws.max():.0f} % and keep" in text
 
 
 @pytest.mark.parametrize(

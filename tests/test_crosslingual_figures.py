@@ -117,6 +117,15 @@ def test_updates_are_over_chance_with_the_widest_null_of_both_languages():
     assert ax.get_title(loc="left").endswith("\nZ of layer 3\nk_sub 8")
 
 
+def test_updates_that_write_nothing_into_z_stay_in_the_picture():
+    table = tables(FEW)["updates"]
+    zero = table.layer == 2
+    table.loc[zero, ["r", "r_low", "r_high", "r_over_chance"]] = 1e-17
+    (ax,) = drawn_by.updates(table).axes
+    triangles = [x.get_xydata().tolist() for x in lines(ax, drawing.BLUE, "v")]
+    assert [[2, 0.02]] in triangles and ax.get_ylim()[0] > 0.01
+
+
 def test_patching_shows_every_draw_beside_z():
     table = tables(FEW)["patching"]
     (ax,) = drawn_by.patching(table).axes

@@ -38,6 +38,8 @@ _RATES = {
 _METHODS = {"least_squares": (BLUE, "o"), "ridge": (VERMILLION, "s")}
 #: R² below this is not told apart
 _LOWEST_R2 = -1.0
+#: and R(ℓ) over chance below this
+_LOWEST_RATIO = 0.02
 
 
 def geometry(table: pd.DataFrame, title: str = "") -> Figure:
@@ -89,7 +91,8 @@ def updates(table: pd.DataFrame, title: str = "") -> Figure:
     """R(ℓ) over its chance level for every layer's update, one line a language.
 
     One panel a layer and k_sub whose Z it is. Bars are the table's intervals over prompts; the
-    grey band is the widest that random subspaces give in either language. The scale is logarithmic.
+    grey band is the widest that random subspaces give in either language. The scale is logarithmic;
+    what lies below a fiftieth of chance stands at its lower edge as a triangle.
 
     Args:
         table: a study's ``crosslingual_updates.csv``; empty where no prompts were run.
@@ -105,7 +108,9 @@ def updates(table: pd.DataFrame, title: str = "") -> Figure:
     drawing.require(table, needed, "table of updates")
     table = table.assign(panel=_panel("Z of layer {}", table.basis_layer, table.k_sub), seed=0)
     for name in ("r", *ends):
-        table[name] = table[name] / table.r_chance
+        table[name] = (table[name] / table.r_chance).clip(lower=_LOWEST_RATIO)
+    # a block that writes nothing into Z has R = 0, which a logarithmic axis cannot show
+    table["r"] = table.r.where(table.r > _LOWEST_RATIO, 0.0)
     languages = list(dict.fromkeys(table.language))
     looks = dict(zip(languages, drawing.cycle(len(languages)), strict=True))
     with drawing.style():
@@ -121,7 +126,7 @@ def updates(table: pd.DataFrame, title: str = "") -> Figure:
                 ax.set_yscale("log")
                 for language, (colour, marker) in looks.items():
                     own = rows[rows.language == language]
-                    drawing.series(ax, own, "layer", "r", colour, marker)
+                    drawing.series(ax, own, "layer", "r", colour, marker, floor=_LOWEST_RATIO)
                 ax.set_title(drawing.panel_title(label, j, name), loc="left")
                 drawing.layer_axes((ax,))
         _share_log(grid, lines, "R(ℓ) / chance")

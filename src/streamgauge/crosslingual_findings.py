@@ -117,20 +117,21 @@ def rates(patching: pd.DataFrame) -> list[Finding]:
             ("c", "random_perp", "answer_changed"),
             ("s", "random_perp", "language_switched"),
         ):
-            nulls |= {f"{name}_low": by[kind][column].min(), f"{name}_high": by[kind][column].max()}
+            draws = 100 * by[kind][column]
+            nulls |= {f"{name}_low": draws.min(), f"{name}_high": draws.max()}
         made.append(
             Finding(
                 "Patching",
-                f"{place}: patching Z changes {{a:.0%}} [{{a_low:.0%}}, {{a_high:.0%}}] of the"
-                " answers and keeps the language of {k:.0%} [{k_low:.0%}, {k_high:.0%}] of the"
-                " outputs, while patching Z⊥ changes {c:.0%} [{c_low:.0%}, {c_high:.0%}] of the"
-                " answers and switches the language of {s:.0%} [{s_low:.0%}, {s_high:.0%}]"
+                f"{place}: patching Z changes {{a:.0f}} % [{{a_low:.0f}}, {{a_high:.0f}}] of the"
+                " answers and keeps the language of {k:.0f} % [{k_low:.0f}, {k_high:.0f}] of the"
+                " outputs, while patching Z⊥ changes {c:.0f} % [{c_low:.0f}, {c_high:.0f}] of the"
+                " answers and switches the language of {s:.0f} % [{s_low:.0f}, {s_high:.0f}]"
                 " ({all:.0f} problems, of which {n:.0f} had a number and {m:.0f} a language"
                 " unpatched)",
                 values,
-                "{draws:.0f} random subspaces change {a_low:.0%} to {a_high:.0%} and keep"
-                " {k_low:.0%} to {k_high:.0%}, and their complements change {c_low:.0%} to"
-                " {c_high:.0%} and switch {s_low:.0%} to {s_high:.0%}",
+                "{draws:.0f} random subspaces change {a_low:.0f} % to {a_high:.0f} % and keep"
+                " {k_low:.0f} % to {k_high:.0f} %, and their complements change {c_low:.0f} % to"
+                " {c_high:.0f} % and switch {s_low:.0f} % to {s_high:.0f} %",
                 nulls,
             )
         )
@@ -309,8 +310,8 @@ def _bridge(table) -> Iterator[Finding]:
 
 
 def _span(name, row, column) -> dict[str, float]:
-    """A rate and its interval as fields ``name``, ``name_low``, ``name_high``."""
-    return {f"{name}{end}": row[f"{column}{end}"] for end in ("", "_low", "_high")}
+    """A rate and its interval in percent as fields ``name``, ``name_low``, ``name_high``."""
+    return {f"{name}{end}": 100 * row[f"{column}{end}"] for end in ("", "_low", "_high")}
 
 
 def _cells(table, *keys) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -184,7 +184,7 @@ def _ends(values, words=None) -> str:
 
 
 def _percent(value) -> str:
-    return f"{value:.0%}" if np.isfinite(value) else "–"
+    return f"{100 * value:.0f} %" if np.isfinite(value) else "–"
 
 
 def _number(value) -> str:
