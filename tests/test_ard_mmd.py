@@ -304,6 +304,17 @@ def test_a_fit_stops_on_a_plateau_and_keeps_its_trajectory(clouds):
     assert ard_mmd.fit(clouds, 0.01, steps=30, plateau=None).stopped == "steps"
 
 
+def test_steps_are_those_of_torchs_adam(clouds):
+    fit = ard_mmd.fit(clouds, 0.1, steps=15, plateau=None)
+    theta = torch.from_numpy(clouds.start())
+    adam = torch.optim.Adam([theta], 0.01, eps=0.1 * clouds.sensitivity(clouds.start()))
+    for _ in range(15):
+        _, gradient = clouds.value_and_gradient(theta.numpy())
+        theta.grad = torch.from_numpy(gradient) - 0.1 * torch.exp(-theta)
+        adam.step()
+    np.testing.assert_allclose(fit.trajectory[-1], theta.numpy(), atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
