@@ -15,7 +15,7 @@ ROWS = [
     {"errors", "progress", "jobs", "wording", "yaml_file"},
     {
         *("metrics", "spectra", "statistics", "row_metric", "critics"),
-        *("subspace", "ard_mmd", "bridge", "contrasts", "dissociation"),
+        *("subspace", "ard_mmd", "ard_sets", "bridge", "contrasts", "dissociation"),
     },
     {"zarr_store", "stores", "manifest", "provenance", "checkpoints", "basis_store"},
     {"subjects", "corpora", "hooks", "projections"},
