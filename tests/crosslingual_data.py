@@ -93,6 +93,7 @@ def ard(d=64):
     row |= {"z_size_permuted_high": 60, "z_size_median": d // 2, "k_sub": 8, "overlap": 0.75}
     row |= {"overlap_flat": 0.5, "overlap_permuted": 0.2, "overlap_chance": 0.125}
     row |= {"overlap_chance_low": 0.0, "overlap_chance_high": 0.375, "overlap_flat_p": 0.01}
+    row |= {"overlap_permuted_low": 0.1, "overlap_permuted_high": 0.3, "overlap_p": 1 / 21}
     return pd.DataFrame([row])
 
 

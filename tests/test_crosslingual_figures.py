@@ -1,12 +1,14 @@
 """Figures of the cross-lingual suite."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import crosslingual_data as data
 from figure_checks import check_layout, check_refusals, check_same_bytes, lines
-from streamgauge import ard_figures, crosslingual, drawing
+from streamgauge import ard_figures, crosslingual, drawing, manifest, stores
 from streamgauge import crosslingual_figures as drawn_by
 
 FEW = {"subspaces": ((3, 8),), "ard_layers": (3,), "sources": ("mean",)}
@@ -123,7 +125,7 @@ def test_updates_that_write_nothing_into_z_stay_in_the_picture():
     table.loc[zero, ["r", "r_low", "r_high", "r_over_chance"]] = 1e-17
     (ax,) = drawn_by.updates(table).axes
     triangles = [x.get_xydata().tolist() for x in lines(ax, drawing.BLUE, "v")]
-    assert [[2, 0.02]] in triangles and ax.get_ylim()[0] > 0.01
+    assert [[1.96, 0.02]] in triangles and ax.get_ylim()[0] > 0.01
 
 
 def test_patching_shows_every_draw_beside_z():
@@ -153,8 +155,40 @@ def test_ard_shows_both_overlaps_and_both_nulls():
     assert flat.get_markerfacecolor() == drawing.BLUE and prior.get_markerfacecolor() == "white"
     (null,) = top.collections
     np.testing.assert_allclose(null.get_segments()[0][:, 1], [40 / 64, 60 / 64])
+    prior_null = low.collections[1].get_segments()[0][:, 1]
+    np.testing.assert_allclose(prior_null, [0.1, 0.3])
     chance = low.collections[0].get_paths()[0].vertices[:, 1]
     assert (chance.min(), chance.max()) == (0.0, 0.375)
+
+
+def test_lengthscales_are_read_from_the_stores_of_dimensions_that_vary(tmp_path):
+    spec = {"wildcards": {"subject": "tiny", "prompts": "math", "ell": "03", "penalty": "0.1"}}
+    record, path = tmp_path / "ard.json", tmp_path / "ard.zarr"
+    values = {
+        "log_lengthscale": np.log([1.0, 10.0, 5.0]),
+        "permuted": np.log([[2.0, 2.0, 5.0], [4.0, 4.0, 5.0]]),
+        "varying": np.array([1, 1, 0], np.uint8),
+    }
+    work = stores.scratch(path, "{}")
+    dims = {"permuted": ("permutation", "d_model")}
+    arrays = [
+        stores.Array(name, dims.get(name, ("d_model",)), x.shape, x.dtype.name, "1", name)
+        for name, x in values.items()
+    ]
+    stores.create(work, arrays, {})
+    store = stores.Store(work, writable=True)
+    for name, x in values.items():
+        store.write_all(name, x)
+    stores.commit(work, path)
+    manifest.write(record, json.dumps(spec), [path])
+    found = ard_figures.lengthscales([record], [path])
+    assert set(found.layer) == {3} and set(found.penalty) == {0.1}
+    wide = found.pivot(index="fit", columns="dimension", values="log10_lengthscale")
+    assert list(wide.columns) == [0, 1]  # the third is constant: it has no lengthscale
+    np.testing.assert_allclose(wide.loc["measured"], [0, 1], atol=1e-12)
+    np.testing.assert_allclose(wide.loc["1"], np.log10([4, 4]))
+    ard_figures.spectrum(found)
+    assert ard_figures.lengthscales([], []).empty
 
 
 def test_spectrum_shows_two_heaps_and_the_null_between():

@@ -26,7 +26,8 @@ def ard(table: pd.DataFrame, title: str = "") -> Figure:
 
     One column a subject and prompts, one colour a penalty. Above: |Z|/d, with the interval of fits
     to exchanged tokens in grey. Below: the overlap with Z of the fit without the structural prior
-    (filled) and with it (open), with the interval of chance.
+    (filled), whose null is the pale interval of chance, and with it (open), which favours Z and
+    whose null is that of exchanged tokens with the same prior (grey bars).
 
     Args:
         table: a study's ``crosslingual_ard.csv``; empty where no layer was asked for.
@@ -39,8 +40,9 @@ def ard(table: pd.DataFrame, title: str = "") -> Figure:
         return drawing.words(title, "No layer was asked for: there are no ARD fits.")
     sizes = ["z_size", "z_size_permuted_low", "z_size_permuted_high"]
     chance = ["overlap_chance", "overlap_chance_low", "overlap_chance_high"]
-    needed = [*_PLACE, "layer", "penalty", "d_model", *sizes, "overlap", "overlap_flat", *chance]
-    drawing.require(table, needed, "ARD table")
+    permuted = ["overlap_permuted_low", "overlap_permuted_high"]
+    needed = [*_PLACE, "layer", "penalty", "d_model", *sizes, "overlap", "overlap_flat"]
+    drawing.require(table, [*needed, *chance, *permuted], "ARD table")
     table = table.assign(every="", seed=0, panel=_subjects(table))
     for name in sizes:
         table[name] = table[name] / table.d_model
@@ -59,6 +61,7 @@ def ard(table: pd.DataFrame, title: str = "") -> Figure:
                     at = own.layer + 0.08 * (n - (len(looks) - 1) / 2)
                     null = own.z_size_permuted_low, own.z_size_permuted_high
                     top.vlines(at, *null, color=GREY, lw=2)
+                    low.vlines(at, *(own[end] for end in permuted), color=GREY, lw=2)
                     top.plot(at, own.z_size, color=colour, marker=marker)
                     for column, dashed in (("overlap_flat", False), ("overlap", True)):
                         look = drawing.look(dashed)
@@ -88,8 +91,8 @@ def lengthscales(manifests: Sequence[str | Path], paths: Sequence[str | Path]) -
 
     Returns:
         ``subject``, ``prompts``, ``layer``, ``penalty``, ``fit`` ("measured" or the permutation's
-        number), ``dimension`` and ``log10_lengthscale``, one row a fit and dimension; a table with
-        these columns and no row where there is no fit.
+        number), ``dimension`` and ``log10_lengthscale``, one row a fit and dimension that varies; a
+        table with these columns and no row where there is no fit.
 
     Raises:
         StreamgaugeError: a manifest or a store cannot be read.
@@ -97,10 +100,13 @@ def lengthscales(manifests: Sequence[str | Path], paths: Sequence[str | Path]) -
     parts = [pd.DataFrame(columns=_LENGTHSCALES)]
     for record, path in zip(manifests, paths, strict=True):
         cell, store = manifest.cell(manifest.read(record)), stores.Store(path)
-        measured, permuted = (store.array(x)[:] for x in ("log_lengthscale", "permuted"))
-        fits = np.concatenate([measured[None], permuted]) / np.log(10)
+        measured, permuted, varying = (
+            store.array(x)[:] for x in ("log_lengthscale", "permuted", "varying")
+        )
+        fits = np.concatenate([measured[None], permuted])[:, varying == 1] / np.log(10)
         names = ["measured", *map(str, range(len(permuted)))]
-        part = pd.DataFrame(fits.T, columns=names).rename_axis("dimension").reset_index()
+        part = pd.DataFrame(fits.T, np.flatnonzero(varying), names)
+        part = part.rename_axis("dimension").reset_index()
         part = part.melt("dimension", var_name="fit", value_name="log10_lengthscale")
         parts.append(part.assign(**{x: cell[x] for x in _LENGTHSCALES[:4]})[_LENGTHSCALES])
     return pd.concat(parts[1:] or parts, ignore_index=True)

@@ -124,8 +124,9 @@ def updates(table: pd.DataFrame, title: str = "") -> Figure:
                 drawing.band(ax, low.index, low, high)
                 ax.axhline(1, color=GREY, ls=":")
                 ax.set_yscale("log")
-                for language, (colour, marker) in looks.items():
+                for n, (language, (colour, marker)) in enumerate(looks.items()):
                     own = rows[rows.language == language]
+                    own = own.assign(layer=own.layer + 0.08 * (n - (len(looks) - 1) / 2))
                     drawing.series(ax, own, "layer", "r", colour, marker, floor=_LOWEST_RATIO)
                 ax.set_title(drawing.panel_title(label, j, name), loc="left")
                 drawing.layer_axes((ax,))

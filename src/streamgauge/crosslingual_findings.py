@@ -267,6 +267,14 @@ def _ard(table) -> Iterator[Finding]:
             "exchanged tokens give {low:.3g} to {high:.3g}",
             {"low": row.z_size_permuted_low, "high": row.z_size_permuted_high},
         )
+        yield Finding(
+            "ARD-MMD",
+            f"{place}: fitted with the prior of Z, ARD's dimensions have {{x:.3g}} of those of Z"
+            " (p = {p:.2g})",
+            {"x": row.overlap, "p": row.overlap_p},
+            "exchanged tokens with the same prior give {low:.3g} to {high:.3g}",
+            {"low": row.overlap_permuted_low, "high": row.overlap_permuted_high},
+        )
         if math.isfinite(row.overlap_flat):
             yield Finding(
                 "ARD-MMD",
