@@ -40,6 +40,11 @@ SECTIONS = {
         "A step of the objective behavioral beside one of mse, at d_model 576, d_sae 4608, k 32, "
         "8 probes, one thread. Target: at most 2.",
     ),
+    "ard": (
+        "ARD-MMD",
+        "Value and gradient of one step of a fit over 40 pairs, one thread, against loops over the "
+        "pairs. Target: at least 5 times the plain loop.",
+    ),
     "dry_run": (
         "Dry run with nothing to do",
         "Wall time of `snakemake --dry-run` for a finished study. Target: at most 10 s for 500 "

@@ -5,7 +5,7 @@ library's batched products; a loop over pairs as the formula is written, with di
 (n, m, d_model) and autograd; and a loop over pairs by matrix products with autograd. Figures are
 medians over rounds of ratios within a round.
 
-    python benchmarks/bench_ard.py [--d-model 640 2048] [--out bench_ard.json]
+    python benchmarks/ard.py [--d-model 640 2048] [--out ard.json]
 """
 
 import argparse
