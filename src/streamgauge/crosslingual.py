@@ -224,20 +224,22 @@ def criteria(
             "minimum",
             f"a patching table with at least {FEWEST} problems whose unpatched run gave a number",
             bool(answered >= FEWEST),
-            f"{int(answered)} such problems",
+            _count(int(answered), "such problem"),
         ),
         Criterion(
             "minimum",
             "the rates of answers and languages under Z and Z⊥ beside random subspaces",
             bool(rates),
-            f"{len(rates)} combinations of layer, k_sub and source",
+            _count(len(rates), "sentence"),
         ),
-        Criterion("minimum", "R(ℓ) over layers", transitions > 0, f"{transitions} updates"),
-        Criterion("strong", "a spectrum of ARD lengthscales", len(ard) > 0, f"{len(ard)} fits"),
+        Criterion("minimum", "R(ℓ) over layers", transitions > 0, _count(transitions, "update")),
         Criterion(
-            "strong", "the overlap of ARD dimensions with Z", bool(overlap), f"{overlap} fits"
+            "strong", "a spectrum of ARD lengthscales", len(ard) > 0, _count(len(ard), "fit")
         ),
-        Criterion("strong", "a leave-one-out R² of the bridge", bool(r2), f"{r2} bridges"),
+        Criterion(
+            "strong", "the overlap of ARD dimensions with Z", bool(overlap), _count(overlap, "fit")
+        ),
+        Criterion("strong", "a leave-one-out R² of the bridge", bool(r2), _count(r2, "bridge")),
         _double_at_layers(verdicts),
         Criterion(
             "gold",
@@ -247,6 +249,10 @@ def criteria(
         ),
         _orthogonal(bridge),
     ]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _double_at_layers(verdicts) -> Criterion:
