@@ -154,11 +154,20 @@ def test_ard_shows_both_overlaps_and_both_nulls():
     np.testing.assert_allclose(prior.get_ydata(), 0.75)
     assert flat.get_markerfacecolor() == drawing.BLUE and prior.get_markerfacecolor() == "white"
     (null,) = top.collections
+    assert [x for x in low.get_xticks() if low.get_xlim()[0] < x < low.get_xlim()[1]] == [3, 4]
     np.testing.assert_allclose(null.get_segments()[0][:, 1], [40 / 64, 60 / 64])
     prior_null = low.collections[1].get_segments()[0][:, 1]
     np.testing.assert_allclose(prior_null, [0.1, 0.3])
     chance = low.collections[0].get_paths()[0].vertices[:, 1]
     assert (chance.min(), chance.max()) == (0.0, 0.375)
+
+
+def test_one_layer_is_a_whole_layer_and_a_null_without_length_is_seen():
+    table = tables(FEW)["ard"].assign(z_size_permuted_low=63, z_size_permuted_high=63)
+    top, low = ard_figures.ard(table).axes
+    assert [x for x in low.get_xticks() if low.get_xlim()[0] < x < low.get_xlim()[1]] == [3]
+    ends = lines(top, drawing.GREY, "_")
+    assert [end.get_ydata()[0] for end in ends] == [63 / 64] * 2
 
 
 def test_lengthscales_are_read_from_the_stores_of_dimensions_that_vary(tmp_path):

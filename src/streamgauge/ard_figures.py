@@ -55,13 +55,13 @@ def ard(table: pd.DataFrame, title: str = "") -> Figure:
             for (top, low), (name, rows) in zip(line.T, panels, strict=False):
                 band = rows.drop_duplicates("layer").sort_values("layer")
                 drawing.band(low, band.layer, band.overlap_chance_low, band.overlap_chance_high)
-                low.plot(band.layer, band.overlap_chance, color=GREY, ls=":")
+                style = {"marker": "_"} if len(band) == 1 else {"ls": ":"}
+                low.plot(band.layer, band.overlap_chance, color=GREY, **style)
                 for n, (penalty, (colour, marker)) in enumerate(looks.items()):
                     own = rows[rows.penalty == penalty].sort_values("layer")
                     at = own.layer + 0.08 * (n - (len(looks) - 1) / 2)
-                    null = own.z_size_permuted_low, own.z_size_permuted_high
-                    top.vlines(at, *null, color=GREY, lw=2)
-                    low.vlines(at, *(own[end] for end in permuted), color=GREY, lw=2)
+                    _bars(top, at, own.z_size_permuted_low, own.z_size_permuted_high)
+                    _bars(low, at, *(own[end] for end in permuted))
                     top.plot(at, own.z_size, color=colour, marker=marker)
                     for column, dashed in (("overlap_flat", False), ("overlap", True)):
                         look = drawing.look(dashed)
@@ -162,6 +162,13 @@ def spectrum(table: pd.DataFrame, title: str = "") -> Figure:
         handles.append(Line2D([], [], color=GREY, lw=0.5, label="exchanged tokens"))
         drawing.legend(figure, handles, 4 if grid.shape[2] > 1 else 2)
     return figure
+
+
+def _bars(ax, x, low, high) -> None:
+    """Intervals of exchanged tokens; one without length is seen by its ends."""
+    ax.vlines(x, low, high, color=GREY, lw=2)
+    for end in (low, high):
+        ax.plot(x, end, "_", color=GREY, ms=6)
 
 
 def _spectrum(rows, edges) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -180,7 +180,10 @@ def panel_title(label: str, column: int, name: str) -> str:
 def layer_axes(axes: Sequence) -> None:
     """Whole layers on the x axes of storeys, written below the lowest."""
     for ax in axes:
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        low, high = ax.get_xlim()
+        if high - low < 1:  # a single layer, whose ticks would be parts of one
+            ax.set_xlim((low + high) / 2 - 0.7, (low + high) / 2 + 0.7)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         ax.tick_params(labelbottom=ax is axes[-1])
     axes[-1].set_xlabel("layer")
 
