@@ -36,6 +36,19 @@ wildcard_constraints:
 CORPUS = "results/{subject}/{corpus}"
 LAYER = f"{CORPUS}/L{{ell}}"
 SAE = f"{LAYER}/sae/{{sae}}"
+# the cross-lingual suite: a subject's Z of a layer, and what is made of it with paired prompts
+CROSS = "results/{subject}/crosslingual"
+PROMPTS = f"{CROSS}/{{prompts}}"
+BASIS = f"{CROSS}/basis/L{{ell}}-k{{k_sub}}"
+SUBSPACE = f"{PROMPTS}/L{{ell}}-k{{k_sub}}"
+PATCHING = f"{SUBSPACE}/patching-{{source}}"
+ARD = f"{PROMPTS}/L{{ell}}/ard-{{penalty}}"
+ARD_BASIS = f"{CROSS}/basis/L{{ell}}-k{config['ard']['k_sub']}"
+CROSS_TABLES = [
+    *("heads", "layers", "similarity", "separation", "updates"),
+    *("bridge", "bridge_spectra", "patching", "ard"),
+]
+CROSS_FIGURES = [name for name in config["figures"] if name.startswith("crosslingual_")]
 # the folder of an SAE that a study trains says how; one objective, one rule
 TRAINED = "topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}"
 # how often verdicts err does not depend on the study: made when asked for
@@ -125,6 +138,36 @@ def asked_for(key, paths):
         return paths
 
     return files
+
+
+def suite(pattern, layers="layers"):
+    """`pattern` filled in for all that the cross-lingual suite runs."""
+    asked = config["crosslingual"]
+    return sorted(
+        {
+            path
+            for subject in asked["subjects"]
+            for path in expand(
+                pattern,
+                subject=subject,
+                prompts=asked["prompts"],
+                ell=[f"{ell:02d}" for ell in asked[layers].get(subject, asked["layers"][subject])],
+                k_sub=asked["k_sub"],
+                source=asked["sources"],
+                penalty=asked["penalties"],
+            )
+        }
+    )
+
+
+def table_of(name):
+    """A table of the cross-lingual study, as a report item."""
+    return report(
+        f"results/studies/{{study}}/crosslingual_{name}.csv",
+        caption=f"../workflow/report/crosslingual_{name}_table.rst",
+        category="Cross-lingual",
+        labels={"study": "{study}", "what": f"{name}, table".replace("_", " ")},
+    )
 
 
 def own_files(section, name, wildcards):

@@ -1,49 +1,6 @@
 # The cross-lingual suite: subspaces read off attention weights, paired problems in two languages,
 # what the residual stream does with them, and the study's tables, page and figures.
 
-CROSS = "results/{subject}/crosslingual"
-PROMPTS = f"{CROSS}/{{prompts}}"
-BASIS = f"{CROSS}/basis/L{{ell}}-k{{k_sub}}"
-SUBSPACE = f"{PROMPTS}/L{{ell}}-k{{k_sub}}"
-PATCHING = f"{SUBSPACE}/patching-{{source}}"
-ARD = f"{PROMPTS}/L{{ell}}/ard-{{penalty}}"
-ARD_BASIS = f"{CROSS}/basis/L{{ell}}-k{config['ard']['k_sub']}"
-CROSS_TABLES = [
-    *("heads", "layers", "similarity", "separation", "updates"),
-    *("bridge", "bridge_spectra", "patching", "ard"),
-]
-CROSS_FIGURES = [name for name in config["figures"] if name.startswith("crosslingual_")]
-
-
-def suite(pattern, layers="layers"):
-    """`pattern` filled in for all that the cross-lingual suite runs."""
-    asked = config["crosslingual"]
-    return sorted(
-        {
-            path
-            for subject in asked["subjects"]
-            for path in expand(
-                pattern,
-                subject=subject,
-                prompts=asked["prompts"],
-                ell=[f"{ell:02d}" for ell in asked[layers].get(subject, asked["layers"][subject])],
-                k_sub=asked["k_sub"],
-                source=asked["sources"],
-                penalty=asked["penalties"],
-            )
-        }
-    )
-
-
-def table_of(name):
-    """A table of the cross-lingual study, as a report item."""
-    return report(
-        f"results/studies/{{study}}/crosslingual_{name}.csv",
-        caption=f"../workflow/report/crosslingual_{name}_table.rst",
-        category="Cross-lingual",
-        labels={"study": "{study}", "what": f"{name}, table".replace("_", " ")},
-    )
-
 
 rule geometry:
     message: "weight geometry of {wildcards.subject}"

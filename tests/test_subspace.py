@@ -296,3 +296,14 @@ def test_p_is_valid_under_the_null():
     p = np.array([subspace.rank_among(row[0], row[1:]).p for row in draws])
     for level in (0.05, 0.1, 0.5):
         assert (p <= level).mean() == pytest.approx(level, abs=4 * (level / 4000) ** 0.5)
+
+
+def test_problems_that_differ_by_rounding_alone_have_no_ratio():
+    """The last token may be the same in all problems, but for the float32 of the forward pass."""
+    rng = np.random.default_rng(0)
+    target = np.zeros((5, 4)) + [3.0, 1.0, 0.0, 0.0]
+    target[:, 0] += 1e-7 * rng.standard_normal(5)
+    source = target + [0.0, 1.0, 0.0, 0.0]
+    found = subspace.separation(target, source, np.eye(4)[:2])
+    assert math.isnan(found["ratio_z"]) and math.isnan(found["ratio_full"])
+    assert found["e_z"] == 1

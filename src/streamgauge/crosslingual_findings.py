@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from streamgauge.dissociation import DOUBLE, OPEN
@@ -208,14 +209,16 @@ def _separation(table) -> Iterator[Finding]:
         rows = every[every.pooling == "mean"]
         z = rows[rows.subspace == "z"].iloc[0]
         null = rows[rows.subspace != "z"]
-        yield Finding(
-            "Separation",
-            f"{place}: the distance between languages over that between problems is {{z:.3g}} in Z"
-            " and {perp:.3g} in Z⊥ (p = {p:.2g})",
-            {"z": z.ratio_z, "perp": z.ratio_z_perp, "p": z.p_ratio_z},
-            "{n:.0f} random subspaces give {low:.3g} to {high:.3g}",
-            {"n": len(null), "low": null.ratio_z.min(), "high": null.ratio_z.max()},
-        )
+        # problems that do not differ in some subspace have no ratio there
+        if np.isfinite([z.ratio_z, z.ratio_z_perp, *null.ratio_z]).all():
+            yield Finding(
+                "Separation",
+                f"{place}: the distance between languages over that between problems is {{z:.3g}} in Z"
+                " and {perp:.3g} in Z⊥ (p = {p:.2g})",
+                {"z": z.ratio_z, "perp": z.ratio_z_perp, "p": z.p_ratio_z},
+                "{n:.0f} random subspaces give {low:.3g} to {high:.3g}",
+                {"n": len(null), "low": null.ratio_z.min(), "high": null.ratio_z.max()},
+            )
         yield Finding(
             "Separation",
             f"{place}: Z holds {{e:.3g}} of the squared difference between languages"

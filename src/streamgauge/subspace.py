@@ -178,7 +178,7 @@ def separation(target, source, basis) -> dict[str, float]:
 
     Returns:
         ``ratio_z``, ``ratio_z_perp``, ``ratio_full``, ``e_z``. A ratio is NaN where problems do
-        not differ; pairs that do not differ are left out of ``e_z``.
+        not differ by more than rounding; pairs that do not differ are left out of ``e_z``.
 
     Raises:
         StreamgaugeError: fewer than two problems, or shapes that do not fit.
@@ -200,18 +200,21 @@ def separation(target, source, basis) -> dict[str, float]:
     energy = ((source_z - target_z) ** 2).sum(1)
     total = ((source - target) ** 2).sum(1)
     apart = total > 0
+    # states come from float32: distances below their rounding are none
+    size = np.linalg.norm(np.concatenate([target, source]), axis=1).mean()
+    least = 8 * np.finfo(np.float32).eps * size
     return {
-        "ratio_z": _ratio(target_z, source_z),
-        "ratio_z_perp": _ratio(target - target_z @ basis, source - source_z @ basis),
-        "ratio_full": _ratio(target, source),
+        "ratio_z": _ratio(target_z, source_z, least),
+        "ratio_z_perp": _ratio(target - target_z @ basis, source - source_z @ basis, least),
+        "ratio_full": _ratio(target, source, least),
         "e_z": float((energy[apart] / total[apart]).mean()) if apart.any() else math.nan,
     }
 
 
-def _ratio(target, source):
+def _ratio(target, source, least):
     across = np.linalg.norm(source - target, axis=1).mean()
     within = (pdist(target).mean() + pdist(source).mean()) / 2
-    return float(across / within) if within > 0 else math.nan
+    return float(across / within) if within > least else math.nan
 
 
 def energy_chance(d: int, k_sub: int, confidence: float = 0.95) -> tuple[float, float, float]:
