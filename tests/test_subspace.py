@@ -301,9 +301,9 @@ def test_p_is_valid_under_the_null():
 def test_problems_that_differ_by_rounding_alone_have_no_ratio():
     """The last token may be the same in all problems, but for the float32 of the forward pass."""
     rng = np.random.default_rng(0)
-    target = np.zeros((5, 4)) + [3.0, 1.0, 0.0, 0.0]
+    target = np.tile([3.0, 1.0, 0.0, 0.0], (5, 1))
     target[:, 0] += 1e-7 * rng.standard_normal(5)
-    source = target + [0.0, 1.0, 0.0, 0.0]
+    source = target + np.array([0.0, 1.0, 0.0, 0.0])
     found = subspace.separation(target, source, np.eye(4)[:2])
-    assert math.isnan(found["ratio_z"]) and math.isnan(found["ratio_full"])
+    assert np.isnan(found["ratio_z"]) and np.isnan(found["ratio_full"])
     assert found["e_z"] == 1

@@ -213,8 +213,8 @@ def _separation(table) -> Iterator[Finding]:
         if np.isfinite([z.ratio_z, z.ratio_z_perp, *null.ratio_z]).all():
             yield Finding(
                 "Separation",
-                f"{place}: the distance between languages over that between problems is {{z:.3g}} in Z"
-                " and {perp:.3g} in Z⊥ (p = {p:.2g})",
+                f"{place}: the distance between languages over that between problems is {{z:.3g}}"
+                " in Z and {perp:.3g} in Z⊥ (p = {p:.2g})",
                 {"z": z.ratio_z, "perp": z.ratio_z_perp, "p": z.p_ratio_z},
                 "{n:.0f} random subspaces give {low:.3g} to {high:.3g}",
                 {"n": len(null), "low": null.ratio_z.min(), "high": null.ratio_z.max()},
