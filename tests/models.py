@@ -91,7 +91,7 @@ def tiny_gpt_neox(directory, *, layers=4, d_model=32, vocab_size=VOCAB, seed=0) 
     return save(directory, config, tiny_tokenizer("<|endoftext|>", "<|endoftext|>"), seed)
 
 
-def tiny_qwen2(directory, *, layers=4, d_model=32, vocab_size=VOCAB, seed=0) -> Path:
+def tiny_qwen2(directory, *, layers=4, d_model=32, vocab_size=VOCAB, n_ctx=256, seed=0) -> Path:
     """Qwen2 (grouped queries, biased q/k/v); like Qwen2, its tokenizer has no BOS."""
     from transformers import Qwen2Config
 
@@ -102,7 +102,7 @@ def tiny_qwen2(directory, *, layers=4, d_model=32, vocab_size=VOCAB, seed=0) -> 
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=3 * d_model,
-        max_position_embeddings=256,
+        max_position_embeddings=n_ctx,
         initializer_range=0.15,
         bos_token_id=None,
         eos_token_id=0,

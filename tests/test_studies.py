@@ -94,6 +94,42 @@ def test_a_shipped_study_runs_with_its_subjects_swapped(tmp_path, name):
     assert list(hypotheses) == ["H0", "H1", "H2", "H3"]
 
 
+def test_the_cross_lingual_studies_ask_for_what_they_name(checkout):
+    """Every combination of layers, k_sub and sources; ARD at its own layers and penalties."""
+    wanted = {"cross_lingual_qwen": (8, 30), "cross_lingual_gemma": (4, 2)}
+    for name, counts in wanted.items():
+        arguments = ("crosslingual", "--dry-run", "--configfile", f"studies/{name}.yaml")
+        out = pipeline.snakemake(checkout, *arguments).stdout
+        kinds = ("patching Z", "ARD-MMD")
+        assert tuple(len(re.findall(rf"^Job \d+: {kind}", out, re.M)) for kind in kinds) == counts
+
+
+@pytest.mark.study
+def test_the_qwen_study_runs_on_a_tiny_random_qwen(tmp_path):
+    """All of it, with the model and the patience swapped: `pytest -m study`."""
+    folder = pipeline.create(tmp_path)
+    study = load("cross_lingual_qwen")
+    (name,) = study["subjects"]
+    n_layers = study["subjects"][name]["expect"]["n_layers"]
+    models.tiny_qwen2(folder / "tiny", layers=n_layers, d_model=128, n_ctx=4096)
+    study["subjects"][name] = {"source": "local", "path": "tiny"}
+    study["prompts"]["math"]["limit"] = 16
+    study |= {"device": "cpu", "resources": {}, "ard": {"steps": 40, "permutations": 3}}
+    study["patching"]["max_new_tokens"] = 8
+    pipeline.write(folder, study)
+    pipeline.snakemake(folder, "crosslingual", timeout=3600)
+    answers = folder / "results/studies/cross_lingual_qwen"
+    patching = pd.read_csv(answers / "crosslingual_patching.csv")
+    cells = patching[["layer", "k_sub", "source"]].drop_duplicates()
+    assert len(cells) == 8 and (patching[patching.over == "all"].n == 16).all()
+    ard = pd.read_csv(answers / "crosslingual_ard.csv")
+    assert len(ard) == 30 and set(ard.layer) == set(study["crosslingual"]["ard_layers"][name])
+    # random weights know nothing: no half of a double dissociation may hold
+    findings = manifest.read(answers / "crosslingual.json")["facts"]
+    (block,) = findings["blocks"]
+    assert "double dissociation" not in {v["verdict"] for v in block["verdicts"]}
+
+
 # two models of one family, two budgets, two seeds: the smallest study that can compare scales
 FAMILY = {
     **pipeline.STUDY,
