@@ -218,6 +218,23 @@ def test_worked_examples_need_an_answer_template(tmp_path):
         prompts.tokenise(found, models.tiny_tokenizer(), "en", "zh", 1)
 
 
+def test_worked_examples_show_their_work_where_the_answer_asks_for_it(tmp_path):
+    shown = (' answer: "是{answer}。"', ' answer: "是 {work} = {answer}。"')
+    with pytest.raises(StreamgaugeError, match=r"examples\[0\] has no work, which languages\.zh"):
+        prompts.read(own(tmp_path, *shown))
+    path = own(tmp_path, *shown)
+    path.write_text(path.read_text("utf-8").replace("answer: 2}", 'answer: 2, work: "1 + 1"}'))
+    found = prompts.read(path)
+    assert found.header("zh", 1) == "问：1 加 1？答：是 1 + 1 = 2。\n\n"
+    assert found.header("en", 1) == "Q: 1 + 1? A: It is 2.\n\n"
+
+
+@pytest.mark.parametrize("example", PAIRS.examples, ids=lambda p: p.text["en"])
+def test_the_work_that_is_shown_gives_the_answer(example):
+    assert re.fullmatch(r"[\d+*/ -]+", example.work)
+    assert eval(example.work, {"__builtins__": {}}) == example.answer
+
+
 def words(normalizer=None, unknown="<unk>"):
     """A tokenizer that knows the English words and digits of the small file only."""
     from tokenizers import Tokenizer, pre_tokenizers

@@ -24,7 +24,7 @@ ROLES = ("target", "source")
 _FILE_KEYS = {"languages", "separator", "stop", "examples", "pairs"}
 _LANGUAGE_KEYS = {"name", "prompt", "answer"}
 _PAIR_KEYS = {"id", "category", "answer", "check"}
-_EXAMPLE_KEYS = {"answer", "check"}
+_EXAMPLE_KEYS = {"answer", "check", "work"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Language:
     Attributes:
         name: its English name.
         prompt: template with ``{problem}``.
-        answer: template with ``{answer}``, the sentence that ends a worked example; None where the
-            file has none (then prompts can have no worked examples).
+        answer: template with ``{answer}``, the sentence that ends a worked example, and perhaps
+            ``{work}``; None where the file has none (then prompts can have no worked examples).
     """
 
     name: str
@@ -52,6 +52,7 @@ class Problem:
         category: what kind of problem; None for a worked example.
         answer: the number that solves it.
         check: an expression that a test may compute the answer from; never evaluated here.
+        work: of a worked example, what stands for ``{work}`` in its answer; else None.
         text: language code -> the problem.
     """
 
@@ -59,6 +60,7 @@ class Problem:
     category: str | None
     answer: float
     check: str | None
+    work: str | None
     text: Mapping[str, str]
 
 
@@ -87,7 +89,9 @@ class PromptSet:
         template = self.languages[language].answer or ""
         return "".join(
             self.problem(language, example)
-            + template.replace("{answer}", f"{example.answer:.15g}")
+            + template.replace("{work}", example.work or "").replace(
+                "{answer}", f"{example.answer:.15g}"
+            )
             + self.separator
             for example in self.examples[:shots]
         )
@@ -123,6 +127,11 @@ def read(path: str | Path) -> PromptSet:
         if n > 1:
             raise _fault(path, f"the id {name!r} is given to {n} pairs", "Give each its own id.")
     examples = _problems(data, "examples", _EXAMPLE_KEYS, languages, path)
+    shown = [code for code, entry in languages.items() if "{work}" in (entry.answer or "")]
+    for i, example in enumerate(examples):
+        if shown and example.work is None:
+            problem = f"examples[{i}] has no work, which languages.{shown[0]}.answer shows"
+            raise _fault(path, problem, "Add it, or take {work} out of the template.")
     return PromptSet(path, languages, separator, tuple(stop), tuple(examples), tuple(problems))
 
 
@@ -177,6 +186,7 @@ def _problems(data, key: str, keys: set[str], languages, path: Path) -> list[Pro
                 category=_text(entry, "category", where, path) if "category" in keys else None,
                 answer=float(answer),
                 check=_text(entry, "check", where, path) if "check" in entry else None,
+                work=_text(entry, "work", where, path) if "work" in entry else None,
                 text={code: _text(entry, code, where, path) for code in languages},
             )
         )
