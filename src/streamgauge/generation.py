@@ -197,7 +197,7 @@ class Generator:
         padding = torch.tensor([length - len(row) for row in rows])
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         for i, row in enumerate(rows):
-            ids[i, length - len(row) :] = torch.from_numpy(row)
+            ids[i, length - len(row) :] = torch.tensor(row)
         device = self.subject.device
         there = torch.arange(length + self.most)[None] >= padding[:, None]
         there = there.long().to(device)
