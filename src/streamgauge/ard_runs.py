@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from streamgauge import ard_mmd, ard_sets, stores
+from streamgauge.contrasts import rank_from_top
 from streamgauge.evaluate import write_whole
 from streamgauge.progress import Progress
 from streamgauge.statistics import percentile_interval
@@ -247,7 +248,7 @@ def _overlaps(arrays, k_sub, varying, confidence) -> dict:
         "overlap_permuted": float(permuted.mean()),
         "overlap_permuted_low": low,
         "overlap_permuted_high": high,
-        "overlap_p": (1 + int((permuted >= prior.overlap).sum())) / (1 + len(permuted)),
+        "overlap_p": rank_from_top(prior.overlap, permuted) / (1 + len(permuted)),
         "overlap_flat": flat.overlap,
         "overlap_flat_p": flat.p,
         "overlap_chance": flat.mean,

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from streamgauge import statistics, subspace
+from streamgauge.contrasts import rank_from_top
 from streamgauge.errors import StreamgaugeError
 
 # a pair of leverage 1 alone holds a direction: without it there is another fit of lower rank
@@ -101,9 +102,7 @@ def tables(
         )
     target, source = np.asarray(target, np.float64), np.asarray(source, np.float64)
     basis = np.asarray(basis, np.float64)
-    others = [
-        subspace.random_subspace(basis.shape[1], len(basis), [seed, j]) for j in range(random)
-    ]
+    others = subspace.random_subspaces(basis.shape[1], len(basis), seed, random)
     shuffled = statistics.shuffles([0] * len(target), permutations, seed)
     rows, spectra = [], []
     for method, penalty in {"least_squares": 0.0, "ridge": ridge}.items():
@@ -113,7 +112,7 @@ def tables(
         permuted = np.array([_r2_loo(design, y[order]) for order in shuffled])
         null = [fit(target @ v.T, source @ v.T, penalty) for v in others]
         loo = np.array([found.r2_loo for found in null])
-        rank = _from_top(own.r2_loo, loo)
+        rank = rank_from_top(own.r2_loo, loo)
         row = {
             "method": method,
             "n_pairs": len(target),
@@ -123,7 +122,7 @@ def tables(
             "orthogonality_error": own.orthogonality_error,
             "condition": own.condition,
             **_band("permuted", permuted, confidence),
-            "p_permuted": _from_top(own.r2_loo, permuted) / (1 + permutations),
+            "p_permuted": rank_from_top(own.r2_loo, permuted) / (1 + permutations),
             **_band("random", loo, confidence),
             "rank_random": rank,
             "p_random": rank / (1 + random),
@@ -141,14 +140,8 @@ def tables(
 
 def _band(name, draws, confidence):
     """Ends of the central share of draws."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    low, high = subspace.central(draws, confidence)
     return {f"{name}_low": low, f"{name}_high": high}
-
-
-def _from_top(value, null):
-    """Rank among the draws, 1 the largest; NaN ties with everything."""
-    return 1 + int(np.count_nonzero(~(null < value - statistics.ROUNDING)))
 
 
 def _pairs(x, y):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from streamgauge import statistics
 from streamgauge.errors import StreamgaugeError
 
 
@@ -81,9 +82,12 @@ def exact_tests(contrast: Contrast) -> Tested:
     )
 
 
-def rank_from_top(total: int, drawn) -> int:
-    """Rank of a sum among those of random draws; 1 is largest, a tie counts against it."""
-    return 1 + int((np.asarray(drawn) >= total).sum())
+def rank_from_top(value: float, drawn) -> int:
+    """Rank of a value among those of random draws; 1 is largest, a tie (or NaN) counts against it.
+
+    Values that differ by rounding alone are tied.
+    """
+    return 1 + int(np.count_nonzero(~(np.asarray(drawn) < value - statistics.ROUNDING)))
 
 
 def paired(x, y) -> float:

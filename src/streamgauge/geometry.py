@@ -18,9 +18,10 @@ from streamgauge.spectra import effective_rank
 from streamgauge.subspace import (
     Subspace,
     attention_subspace,
+    central,
     ffn_alignment,
     kernel_singular_values,
-    random_subspace,
+    random_subspaces,
     similarity,
 )
 
@@ -87,7 +88,7 @@ def tables(
         )
     d = model.config.get_text_config().hidden_size
     n_layers = len(hooks.blocks(model))
-    null = [random_subspace(d, k_sub, [seed, j]) for j in range(random)]
+    null = random_subspaces(d, k_sub, seed, random)
     heads, rows = [], []
     bases: dict[int, np.ndarray] = {}
     bar = Progress(n_layers, "layers", "geometry") if progress else None
@@ -174,8 +175,7 @@ def _against_null(weights: Projections, basis, null, top: int, confidence: float
     """A layer's columns that set Z beside random subspaces; `similarity_next` is still to come."""
 
     def interval(draws):
-        tail = (1 - confidence) / 2
-        return np.quantile(draws, [tail, 1 - tail]) if draws else (np.nan, np.nan)
+        return central(draws, confidence) if draws else (np.nan, np.nan)
 
     w = None if weights.w_in is None else weights.w_in.astype(np.float64)
     ffn = interval([ffn_alignment(w, v) for v in null] if w is not None else [])

@@ -169,12 +169,11 @@ def run(
     others = dissociation.other_problem(list(target.problem), list(target.answer))
     contents = _Contents(states, layer, source, others, positions == "all")
     draws = max(random, norm_matched)
+    drawn = subspace.random_subspaces(states.d_model, len(basis), seed, draws)
     bases = {
         "z": np.asarray(basis, np.float64),
         "none": np.zeros((0, states.d_model)),
-        **{
-            j: subspace.random_subspace(states.d_model, len(basis), [seed, j]) for j in range(draws)
-        },
+        **dict(enumerate(drawn)),
     }
     rows = [np.asarray(ids, np.int64) for ids in target.ids]
     headers = [int(n) for n in target.header]

@@ -39,7 +39,7 @@ def table(
     """
     k_sub, d = basis.shape
     names = ["z", *(f"random-{j}" for j in range(random))]
-    bases = [basis, *(subspace.random_subspace(d, k_sub, [seed, j]) for j in range(random))]
+    bases = [basis, *subspace.random_subspaces(d, k_sub, seed, random)]
     mean, low, high = subspace.energy_chance(d, k_sub, confidence)
     fixed = {
         "e_chance": mean,

@@ -119,6 +119,11 @@ def random_subspace(d: int, k_sub: int, seed: int | Sequence[int]) -> np.ndarray
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((d, k_sub)))[0].T
 
 
+def random_subspaces(d: int, k_sub: int, seed: int, n: int) -> list[np.ndarray]:
+    """The first `n` random subspaces of a seed: the same ones wherever Z is held against them."""
+    return [random_subspace(d, k_sub, [seed, j]) for j in range(n)]
+
+
 def project(v, x) -> np.ndarray:
     """P x, the part of `x` in the subspace; the part in its complement is x − P x.
 
@@ -266,6 +271,17 @@ def update_ratio_chance(d: int, k_sub: int) -> float:
         + special.gammaln((rest - 1) / 2)
         - special.gammaln(rest / 2)
     )
+
+
+def central(draws, confidence: float) -> np.ndarray:
+    """Ends of the central share of the draws of a null, shape (2, ...).
+
+    Args:
+        draws: (n, ...), the draws along the first axis.
+        confidence: the share between the ends.
+    """
+    tail = (1 - confidence) / 2
+    return np.quantile(draws, [tail, 1 - tail], axis=0)
 
 
 class Rank(NamedTuple):

@@ -37,9 +37,8 @@ def table(
         prompt's update is 0.
     """
     k_sub, d_model = basis.shape
-    null = [subspace.random_subspace(d_model, k_sub, [seed, j]) for j in range(random)]
+    null = subspace.random_subspaces(d_model, k_sub, seed, random)
     chance = subspace.update_ratio_chance(d_model, k_sub)
-    tail = (1 - confidence) / 2
     rows: list[dict[str, Any]] = []
     below = states.pooled("mean", 0)
     for layer in range(states.n_layers - 1):
@@ -49,10 +48,10 @@ def table(
         # (draw, language)
         draws = np.array([[subspace.update_ratio(d, v).mean() for d in deltas] for v in null])
         asymmetry = _interval(ratios[0] - ratios[1], confidence)
-        apart_low, apart_high = np.quantile(draws[:, 0] - draws[:, 1], [tail, 1 - tail])
+        apart_low, apart_high = subspace.central(draws[:, 0] - draws[:, 1], confidence)
         for language, r, drawn in zip(states.languages, ratios, draws.T, strict=True):
             mean = _interval(r, confidence)
-            low, high = np.quantile(drawn, [tail, 1 - tail])
+            low, high = subspace.central(drawn, confidence)
             rows.append(
                 {
                     "layer": layer,
