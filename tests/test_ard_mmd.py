@@ -369,3 +369,10 @@ def test_the_store_holds_the_whole_fit(found, tmp_path):
     assert store.array("permuted").shape == (20, D)
     read = store.read("trajectory")[store.attributes["read_step"]]
     np.testing.assert_array_equal(store.read("log_lengthscale"), read)
+
+
+def test_a_fit_takes_plain_pairs_as_well():
+    rng = np.random.default_rng(3)
+    pairs = [(rng.standard_normal((6, 4)), 1 + rng.standard_normal((5, 4))) for _ in range(3)]
+    plain, prepared = (ard_mmd.fit(x, 0.01, steps=5) for x in (pairs, ard_mmd.Clouds(pairs)))
+    np.testing.assert_array_equal(plain.trajectory, prepared.trajectory)

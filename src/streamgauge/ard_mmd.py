@@ -246,7 +246,7 @@ class Fit(NamedTuple):
 
 
 def fit(
-    clouds: Clouds,
+    pairs: Clouds | Sequence,
     penalty: float,
     *,
     labels=None,
@@ -265,7 +265,7 @@ def fit(
     Dimensions that do not vary keep their start and are left out of the penalty.
 
     Args:
-        clouds: the token clouds.
+        pairs: the token clouds, a `Clouds` or what it is made from.
         penalty: λ.
         labels: from `Clouds.permuted`; the true ones where None.
         prior: see `Clouds.start`.
@@ -275,6 +275,7 @@ def fit(
             never where None, so that a permuted fit takes as many steps as the real one.
         tick: called with 1 for each step.
     """
+    clouds = pairs if isinstance(pairs, Clouds) else Clouds(pairs)
     theta, varying = clouds.start(prior), clouds.varying
     step = _adam(lr, _DAMPING * clouds.sensitivity(theta))
     trajectory, mmd2, objective, stopped = [theta], [], [], "steps"
