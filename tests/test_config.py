@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamgauge import config
+from streamgauge import config, study
 from streamgauge.errors import StreamgaugeError
 
 STAGES = [
@@ -235,6 +235,22 @@ def test_anchors_may_be_shared_but_not_circular(base, written):
             ["imports.a.subject is 'smollm'", "nearest: smollm2-135m"],
         ),
         ("imports: {topk-x8: {}}", ["imports.topk-x8"]),
+        (
+            "crosslingual: {subjects: [smollm], layers: {smollm: [1]}}",
+            ["crosslingual.subjects", "'smollm'", "nearest: smollm2-135m"],
+        ),
+        (
+            "crosslingual: {subjects: [smollm2-135m]}",
+            ["crosslingual.layers.smollm2-135m is missing"],
+        ),
+        ("crosslingual: {prompts: [maths]}", ["'maths'", "nearest: math"]),
+        ("crosslingual: {sources: [median]}", ["crosslingual.sources[0] is 'median'", "mean"]),
+        ("crosslingual: {penalties: [-1]}", ["crosslingual.penalties[0]", "-1"]),
+        ("prompts: {math: {target: zh}}", ["prompts.math: target and source are both 'zh'"]),
+        ("prompts: {Math: {path: p, target: en, source: zh}}", ["prompts", "'Math'"]),
+        ("patching: {random: 5}", ["patching.random is 5"]),
+        ("ard: {permutations: 2}", ["ard.permutations is 2"]),
+        ("subjects: {x: {source: planted}}", ["subjects.x.carries is missing"]),
     ],
 )
 def test_fault_is_named(base, overlay, says):
@@ -244,6 +260,20 @@ def test_fault_is_named(base, overlay, says):
     assert text.startswith("studies/mine.yaml: ")
     for words in says:
         assert words in text, text
+
+
+def test_the_suite_asks_for_no_layer_or_subspace_that_a_subject_cannot_have(base, tmp_path):
+    """Known beforehand from `expect`, so that no job has to find out."""
+    overlay = (
+        "subjects: {small: {source: local, path: p, expect: {d_model: 32, n_layers: 4,"
+        " vocab_size: 9}}}\n"
+        "crosslingual: {subjects: [small], layers: {small: [3, 4]}, ard_layers: {small: [7]},"
+        " k_sub: [16, 50]}"
+    )
+    with pytest.raises(StreamgaugeError) as caught:
+        study.check_grid(config.validate(overlaid(base, overlay)), tmp_path)
+    for words in ("layers.small has 4", "ard_layers.small has 7", "k_sub[1] is 50", "ard.k_sub"):
+        assert words in str(caught.value), words
 
 
 def test_missing_layers_entry(base):
