@@ -18,7 +18,9 @@ import pipeline
 from pipeline import STUDY, snakemake
 
 CONFIG = yaml.safe_load((pipeline.ROOT / "config.yaml").read_text())
-FIGURES = set(CONFIG["figures"]) - {"verdict_calibration"}  # that one is made when asked for
+# those of the verdicts' calibration and of the cross-lingual suite are made when asked for
+ELSEWHERE = ("verdict_calibration", "crosslingual_")
+FIGURES = {name for name in CONFIG["figures"] if not name.startswith(ELSEWHERE)}
 SAE = "results/tiny/prose/L01/sae/topk-x4-k2-t1024-mse-seed0"
 
 
