@@ -332,8 +332,8 @@ def test_clouds_that_cannot_be_compared(pairs, message):
 def test_too_few_tokens_and_permutations_are_refused(tmp_path):
     with pytest.raises(StreamgaugeError, match="at least 2 in each"):
         ard_mmd.mmd2_unbiased(np.ones((1, 2)), np.ones((3, 2)), 1.0)
-    with pytest.raises(StreamgaugeError, match=r"ard\.permutations: 2 permuted fits"):
-        measured(planted(), tmp_path / "work", permutations=2)
+    with pytest.raises(StreamgaugeError, match=r"ard\.permutations: 3 permuted fits"):
+        measured(planted(), tmp_path / "work", permutations=3)
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, monkeypatch):

@@ -249,7 +249,7 @@ def test_anchors_may_be_shared_but_not_circular(base, written):
         ("prompts: {math: {target: zh}}", ["prompts.math: target and source are both 'zh'"]),
         ("prompts: {Math: {path: p, target: en, source: zh}}", ["prompts", "'Math'"]),
         ("patching: {random: 5}", ["patching.random is 5"]),
-        ("ard: {permutations: 2}", ["ard.permutations is 2"]),
+        ("ard: {permutations: 3}", ["ard.permutations is 3"]),
         ("subjects: {x: {source: planted}}", ["subjects.x.carries is missing"]),
     ],
 )

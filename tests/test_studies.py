@@ -114,7 +114,7 @@ def test_the_qwen_study_runs_on_a_tiny_random_qwen(tmp_path):
     models.tiny_qwen2(folder / "tiny", layers=n_layers, d_model=128, n_ctx=4096)
     study["subjects"][name] = {"source": "local", "path": "tiny"}
     study["prompts"]["math"]["limit"] = 16
-    study |= {"device": "cpu", "resources": {}, "ard": {"steps": 40, "permutations": 3}}
+    study |= {"device": "cpu", "resources": {}, "ard": {"steps": 40, "permutations": 4}}
     study["patching"]["max_new_tokens"] = 8
     pipeline.write(folder, study)
     pipeline.snakemake(folder, "crosslingual", timeout=3600)

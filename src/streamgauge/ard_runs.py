@@ -62,7 +62,7 @@ def measure(
         penalty: λ, the weight of Σ 1/ℓ.
         k_sub: dimensions compared with Z, as many as Z has.
         lr, steps, plateau: see `ard_mmd.fit`.
-        permutations: permuted fits, at least 3.
+        permutations: permuted fits, at least 4.
         seed: permutation i is drawn from ``[seed, i]``.
         confidence: of the intervals; 1 − confidence is the level of z_size.
         scratch: directory for finished fits, owned by this very call's arguments.
@@ -93,7 +93,7 @@ def measure(
         Overlaps are shares of k_sub, see `ard_sets.overlap`.
 
     Raises:
-        StreamgaugeError: a problem of fewer than two tokens in a language; fewer than 3
+        StreamgaugeError: a problem of fewer than two tokens in a language; fewer than 4
             permutations; the layer does not exist; a damaged store.
     """
     scratch, label = Path(scratch), label or f"ARD-MMD L{layer:02d}"

@@ -54,7 +54,7 @@ def shared(growth: np.ndarray, permuted: np.ndarray, level: float = 0.05) -> np.
     Raises:
         StreamgaugeError: fewer than 3 permuted fits.
     """
-    check_permutations(len(permuted))
+    check_permutations(len(permuted), 3)
     others = [np.delete(permuted, i, 0) for i in range(len(permuted))]
     null = np.sort([_score(g, rest) for g, rest in zip(permuted, others, strict=True)], axis=None)
     above = len(null) - np.searchsorted(null, _score(growth, permuted), side="left")
@@ -62,17 +62,20 @@ def shared(growth: np.ndarray, permuted: np.ndarray, level: float = 0.05) -> np.
     return stats.false_discovery_control(p) > level
 
 
-def check_permutations(n: int) -> None:
-    """Refuse fewer than 3 permuted fits: held against the others each needs a spread of theirs.
+def check_permutations(n: int, least: int = 4) -> None:
+    """Refuse too few permuted fits.
+
+    `shared` needs 3: held against the others, each needs a spread of theirs. To hold a permuted fit
+    itself against the others as the real one is, there must be 4.
 
     Raises:
         StreamgaugeError: there are fewer.
     """
-    if n < 3:
+    if n < least:
         raise StreamgaugeError(
             f"{n} permuted fits are no null distribution",
             where="ard.permutations",
-            remedy="Set at least 3; 20 or more let a single dimension be found.",
+            remedy="Set at least 4; 20 or more let a single dimension be found.",
         )
 
 

@@ -127,8 +127,10 @@ def _provenance(own: Path, root: Path | None, config: Mapping | str) -> Iterator
         yield contents.line("files", f"{len(record['files'])}, {size}")
     yield contents.line("digest", str(record["digest"])[:16])
     yield from (contents.line("state", text) for text in _state(own, root, config))
-    # a scorecard's scores have their own table below
-    facts = {key: value for key, value in record["facts"].items() if key != "scores"}
+    # a scorecard's scores have their own table below, a study's findings their own page
+    facts = {k: v for k, v in record["facts"].items() if k not in ("scores", "blocks")}
+    if spec["stage"] == "patching":
+        facts["verdict"] = facts["verdict"]["sentence"]
     if facts:
         yield contents.line("facts", contents.flow(facts))
 
