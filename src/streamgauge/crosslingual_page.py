@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from streamgauge import pages
+from streamgauge import pages, patching_page
 from streamgauge.crosslingual import LEVELS
 
 _LIMITS = [
@@ -21,34 +21,8 @@ _LIMITS = [
     "In-sample R² of a bridge is 1 for any data when there are no more pairs than dimensions; only"
     " the leave-one-out R² is read.",
 ]
-#: condition -> words, and whether it is a control
-_CONDITIONS = {
-    "none": ("unpatched", ""),
-    "z": ("Z", ""),
-    "random": ("random subspaces", "null"),
-    "norm_matched": ("random, change as large as Z's", "null"),
-    "z_wrong": ("Z, another problem", "null"),
-    "z_same": ("Z, another problem, same language", "null"),
-    "z_self": ("Z, own mean", "null"),
-    "z_perp": ("Z⊥", ""),
-    "random_perp": ("complements of random subspaces", "null"),
-    "z_perp_wrong": ("Z⊥, another problem", "null"),
-    "z_perp_same": ("Z⊥, another problem, same language", "null"),
-    "z_perp_self": ("Z⊥, own mean", "null"),
-    "full": ("everything", ""),
-}
-_RATES = {
-    "answer_changed": "answer changed",
-    "answer_preserved": "preserved",
-    "answer_lost": "lost",
-    "language_kept": "language kept",
-    "language_switched": "switched",
-    "degenerate": "degenerate",
-    "correct": "correct",
-}
 _STYLE = """\
 .texts td { text-align: left; vertical-align: top } .level { font-size: 1.15rem }
-.rates td:last-child { text-align: right } tr.null td { color: #595959 }
 """
 
 
@@ -107,30 +81,15 @@ def _findings(findings) -> str:
 
 
 def _patching(table, block) -> str:
-    """Rates of every condition, one table a layer, k_sub and source; draws as least to most."""
+    """Rates of every condition, one table a layer, k_sub and source."""
     own = _own(table, block)
     own = own[own.over == "all"] if len(own) else own
-    parts = []
-    for (layer, k_sub, source), rows in own.groupby(["layer", "k_sub", "source"], sort=False):
-        lines = []
-        for condition, (words, _) in _CONDITIONS.items():
-            part = rows[rows.condition == condition]
-            if len(part):
-                lines.append([words, str(len(part)), *(_rate(part, x) for x in _RATES)])
-        first = rows.iloc[0]
-        words = (
-            f"Layer {layer}, k_sub {k_sub}, {source} source: {first.n} problems,"
-            f" {first.n_with_answer} with a number and {first.n_with_language} with a language"
-            " unpatched"
-        )
-        columns = dict.fromkeys(("patched", "runs", *_RATES.values()), "")
-        parts.append(f"<p>{escape(words)}</p>{pages.table(columns, lines, 'rates')}")
-    head = (
-        f"<h3>Rates of patched runs</h3><p>{pages.mark('observed')} Shares of the problems that"
-        " had a number, or a language, unpatched; degenerate and correct are shares of all. A"
-        " degenerate output counts neither as preserved nor as kept or switched. Where there are"
-        " several runs, the least and the most of them stand.</p>"
-    )
+    parts = [
+        f"<h4>Layer {layer}, k_sub {k_sub}, {escape(source)} source</h4>"
+        + patching_page.rates_table(rows)
+        for (layer, k_sub, source), rows in own.groupby(["layer", "k_sub", "source"], sort=False)
+    ]
+    head = f"<h3>Rates of patched runs</h3><p>{pages.mark('observed')}</p>"
     return head + "".join(parts) if parts else ""
 
 
@@ -168,23 +127,8 @@ def _own(table, block):
     return table[(table.subject == block["subject"]) & (table.prompts == block["prompts"])]
 
 
-def _rate(rows, name) -> str:
-    """One run's rate with its interval, or the least and the most of several."""
-    if len(rows) > 1:
-        return _ends(rows[name], _percent)
-    row = rows.iloc[0]
-    ends = [row.get(f"{name}{end}", np.nan) for end in ("_low", "_high")]
-    interval = f" [{_percent(ends[0])}, {_percent(ends[1])}]" if np.isfinite(ends).all() else ""
-    return f"{_percent(row[name])}{interval}"
-
-
-def _ends(values, words=None) -> str:
-    words = words or _number
-    return f"{words(values.min())} to {words(values.max())}"
-
-
-def _percent(value) -> str:
-    return f"{100 * value:.0f} %" if np.isfinite(value) else "–"
+def _ends(values) -> str:
+    return f"{_number(values.min())} to {_number(values.max())}"
 
 
 def _number(value) -> str:

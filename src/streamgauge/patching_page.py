@@ -70,7 +70,7 @@ def page(
                 f"<h1>{escape(title)}</h1>",
                 f"<p class='verdict'>{escape(verdict['sentence'])}</p>",
                 f"<p>{escape(verdict['reason'])}</p>",
-                *(_rates(rates, over) for over in _OVER),
+                *(_over(rates[rates.over == over], title) for over, title in _OVER.items()),
                 "<h2>Outputs</h2><p>Below every text: its number, its language.</p>",
                 _texts(outputs, texts, _MAIN),
                 "<h2>Outputs of the controls</h2><p>Of random subspaces the first one alone; all"
@@ -82,9 +82,15 @@ def page(
     )
 
 
-def _rates(rates: pd.DataFrame, over: str) -> str:
-    """The rates of every condition, of random draws the range, each null below what it is for."""
-    rates = rates[rates.over == over]
+def rates_table(rates: pd.DataFrame) -> str:
+    """The rates of every condition, of random draws the range, each null below what it is for.
+
+    Args:
+        rates: rows of `dissociation.rates` over one set of problems, of one run of patching.
+
+    Returns:
+        How many problems there were, and a table of shares in percent, as HTML.
+    """
     rows = []
     for condition, name in NAMES.items():
         part = rates[rates.condition == condition]
@@ -97,11 +103,16 @@ def _rates(rates: pd.DataFrame, over: str) -> str:
             rows.append([name, *cells])
     first = rates.iloc[0]
     return (
-        f"<h2>{_OVER[over]}</h2><p>{first.n} problems, {first.n_with_answer} with a number and "
+        f"<p>{first.n} problems, {first.n_with_answer} with a number and "
         f"{first.n_with_language} with a language unpatched; shares of these, in percent, with "
-        "exact intervals.</p>"
+        "exact intervals. Degenerate and correct are shares of all; a degenerate output counts "
+        "neither as preserved nor as kept or switched.</p>"
         + pages.table({"condition": "", **dict.fromkeys(_RATES.values(), "")}, rows)
     )
+
+
+def _over(rates: pd.DataFrame, title: str) -> str:
+    return f"<h2>{title}</h2>{rates_table(rates)}"
 
 
 def _rate(row: pd.Series, rate: str) -> str:
