@@ -152,12 +152,23 @@ def tiny_gemma2(directory, *, layers=4, d_model=32, vocab_size=VOCAB, seed=0) ->
     """Gemma 2 (sliding-window and full attention by turns, soft-capped logits)."""
     from transformers import Gemma2Config
 
-    config = Gemma2Config(
+    return _tiny_gemma(directory, Gemma2Config, 2, layers, d_model, vocab_size, seed)
+
+
+def tiny_gemma3(directory, *, layers=4, d_model=32, vocab_size=VOCAB, seed=0) -> Path:
+    """Gemma 3 (norms of queries and keys, sliding-window and full attention by turns)."""
+    from transformers import Gemma3TextConfig
+
+    return _tiny_gemma(directory, Gemma3TextConfig, 1, layers, d_model, vocab_size, seed)
+
+
+def _tiny_gemma(directory, kind, kv_heads, layers, d_model, vocab_size, seed) -> Path:
+    config = kind(
         vocab_size=vocab_size,
         hidden_size=d_model,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=kv_heads,
         head_dim=d_model // 4,
         query_pre_attn_scalar=d_model // 4,
         intermediate_size=3 * d_model,

@@ -12,34 +12,11 @@ from streamgauge.generation import Patch
 LAYER, NEW = 2, 12
 
 
-def tiny_gemma3(directory):
-    """Gemma 3 (norms of queries and keys, sliding-window and full attention by turns)."""
-    from transformers import Gemma3TextConfig
-
-    config = Gemma3TextConfig(
-        vocab_size=models.VOCAB,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=8,
-        query_pre_attn_scalar=8,
-        intermediate_size=96,
-        max_position_embeddings=256,
-        sliding_window=8,
-        initializer_range=0.15,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return models.save(directory, config, models.tiny_tokenizer())
-
-
 MAKERS = {
     "llama": models.tiny_llama,
     "qwen2": models.tiny_qwen2,
     "gemma2": models.tiny_gemma2,
-    "gemma3": tiny_gemma3,
+    "gemma3": models.tiny_gemma3,
     "gpt_neox": models.tiny_gpt_neox,
 }
 

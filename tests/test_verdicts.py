@@ -2,13 +2,13 @@
 
 import itertools
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
 
+from html_page import Page
 from streamgauge import decisions, drawing, leaderboard, statistics, verdict_page, verdicts
 from streamgauge.errors import StreamgaugeError
 from test_comparisons import planted
@@ -295,25 +295,6 @@ def test_no_statistic_without_its_null():
 
 
 # --- the page -----------------------------------------------------------------------------------
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "rect", "path"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in ("meta", "rect", "path"):
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
 @pytest.mark.parametrize(("gap", "end"), [(0.0, "h2_supported"), (0.08, "h1"), (0.02, "open_gap")])
 def test_the_page_is_whole_and_marks_the_path(gap, end):
     facts = judged(gap, ranked=advantages(), missing=["l lacks k 64"])
