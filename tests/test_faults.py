@@ -257,7 +257,7 @@ def peak(final, n, out):
 
 
 def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, processes):
-    """4 and 24 shards of 6 MiB: what is kept of them would show."""
+    """4 and 24 shards of 6 MiB: kept, they would be 120 MiB more."""
     used = []
     for n in (512, 3072):
         out = processes.SimpleQueue()
@@ -265,7 +265,8 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, processes):
         process.start()
         used.append(out.get() / 1024)
         process.join()
-    assert used[1] - used[0] < 12, f"peak grew from {used[0]:.0f} to {used[1]:.0f} MiB"
+    # what the allocator keeps differs by a few shards from run to run
+    assert used[1] - used[0] < 40, f"peak grew from {used[0]:.0f} to {used[1]:.0f} MiB"
 
 
 def test_an_error_in_the_forward_pass_keeps_finished_shards(tmp_path, whole):
