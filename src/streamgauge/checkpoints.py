@@ -1,9 +1,7 @@
 """Checkpoints of long work: tensors and JSON facts in one safetensors file, whole or not there."""
 
-import contextlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from streamgauge import whole_file
 from streamgauge.errors import StreamgaugeError
 
 
@@ -20,8 +19,7 @@ def save(path: Path | str, tensors: Mapping[str, torch.Tensor], facts: Mapping[s
     Raises:
         StreamgaugeError: it cannot be written.
     """
-    held = {"facts": json.dumps(dict(facts))}
-    replace(path, lambda temporary: save_file(dict(tensors), temporary, held))
+    save_tensors(path, tensors, {"facts": json.dumps(dict(facts))})
 
 
 def load(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -54,25 +52,19 @@ def resume(path: Path | str, facts: Mapping[str, Any]) -> dict[str, torch.Tensor
     return tensors if found == json.loads(json.dumps(dict(facts))) else None
 
 
-def replace(path: Path | str, write: Callable[[Path], None]) -> None:
-    """Let `write` write beside `path`, then rename: a reader never sees half a file.
+def save_tensors(
+    path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, of any shapes, as one safetensors file: whole, or not there.
 
     Raises:
         StreamgaugeError: it cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise StreamgaugeError(
-            f"cannot be written ({error})",
-            where=str(path),
-            remedy="Check free space and permissions; a second start continues the work.",
-        ) from error
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(dict(tensors), temporary, metadata)
+        except SafetensorError as error:  # what it makes of a refusal by the file system
+            raise OSError(str(error)) from error
+
+    whole_file.replace(path, write)

@@ -5,7 +5,6 @@ All definitions are those of DEFINITIONS.md, "Reconstruction" and "Behaviour"; t
 `metrics`.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from streamgauge import metrics
+from streamgauge import metrics, whole_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.hooks import hook_name, logits_slices
 from streamgauge.progress import Progress
@@ -121,13 +120,12 @@ def _path(scratch: Path, kind: str, batch: tuple[int, int]) -> Path:
 
 
 def write_whole(table: pd.DataFrame, path: Path) -> None:
-    """Write a Parquet file that after a kill or a power failure is whole or absent."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        table.to_parquet(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a Parquet file that after a kill or a power failure is whole or absent.
+
+    Raises:
+        StreamgaugeError: it cannot be written.
+    """
+    whole_file.replace(path, lambda temporary: table.to_parquet(temporary, index=False))
 
 
 class _Batch:

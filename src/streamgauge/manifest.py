@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamgauge import provenance
+from streamgauge import provenance, whole_file
 from streamgauge.errors import StreamgaugeError
 
 KEYS = frozenset({"spec", "files", "inputs", "facts", "digest"})
@@ -44,6 +44,9 @@ def write(
 
     Returns:
         The manifest.
+
+    Raises:
+        StreamgaugeError: it cannot be written.
     """
     path = Path(path)
     found = list(_walk(path.parent, files))
@@ -60,9 +63,8 @@ def write(
         "facts": facts,
         "digest": _digest(hashes, facts),
     }
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    os.replace(scratch, path)
+    text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    whole_file.replace(path, lambda temporary: temporary.write_text(text))
     return record
 
 

@@ -4,14 +4,14 @@ The header (BOS, worked examples) is context only and is not kept. Prompts are p
 which a causal model does not see.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from streamgauge import stores
+from streamgauge import stores, whole_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 
@@ -93,10 +93,8 @@ def _forward(subject, prompts: pd.DataFrame, folder: Path, batch_size: int, labe
         with torch.inference_mode():
             found = subject.residuals(ids, range(subject.n_layers))
         kept = [_spans(found.pop(layer), layer, batch) for layer in range(subject.n_layers)]
-        partial = files[start].with_suffix(".tmp")
-        with stores.writing(folder), open(partial, "wb") as file:
-            np.save(file, np.stack(kept))
-        partial.replace(files[start])
+        spans = np.stack(kept)
+        whole_file.replace(files[start], partial(np.save, arr=spans))
         progress.update(int(lengths[start : start + batch_size].sum()))
     progress.close()
     return list(files.values())

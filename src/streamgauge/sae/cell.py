@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from streamgauge import whole_file
 from streamgauge.sae import io, train
 from streamgauge.sae.objective import SquaredError
 from streamgauge.stores import ActivationStore, working
@@ -54,7 +55,8 @@ def fit(
             label=label,
         )
         io.save(made.sae, directory, _metadata(store, cell, made.facts))
-        made.history.to_csv(directory / "training.csv", index=False)
+        history = directory / "training.csv"
+        whole_file.replace(history, lambda path: made.history.to_csv(path, index=False))
     shape = {"d_model": store.d_model, "d_sae": run.d_sae, "k": run.k, "seed": run.seed}
     return {**shape, **made.facts}
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from streamgauge import checkpoints
+from streamgauge import checkpoints, whole_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.sae.codec import SparseAutoencoder
 from streamgauge.sae.threshold import ThresholdSAE
@@ -55,9 +54,9 @@ def save(sae: SparseAutoencoder, directory: Path | str, metadata: dict) -> None:
     if sae.k is not None:
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     tensors = {name: value.cpu().float() for name, value in sae.tensors().items()}
-    checkpoints.replace(directory / WEIGHTS, lambda path: save_file(tensors, path))
+    checkpoints.save_tensors(directory / WEIGHTS, tensors)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    checkpoints.replace(directory / CONFIG, lambda path: path.write_text(text))
+    whole_file.replace(directory / CONFIG, lambda path: path.write_text(text))
 
 
 def load(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamgauge import hooks
+from streamgauge import hooks, whole_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.subjects.quiet import busy, one_line, quiet
 from streamgauge.subjects.sources import SOURCES, check_config, weight_files, weights_digest
@@ -73,10 +73,8 @@ def make(
         StreamgaugeError: as for `prepare`.
     """
     directory = Path(directory)
-    scratch = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with whole_file.beside(directory) as scratch:
+        scratch.mkdir()
         source = fill(block, scratch)
         try:
             facts = _facts(scratch, block.get("dtype", "float32")) | {"source": source}
@@ -85,8 +83,7 @@ def make(
             raise StreamgaugeError(error.problem, where=source, remedy=error.remedy) from error
         shutil.rmtree(directory, ignore_errors=True)
         scratch.rename(directory)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    whole_file.remove_leftovers(directory)
     return facts
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from streamgauge import checkpoints, corpora, subjects
+from streamgauge import checkpoints, corpora, subjects, whole_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 from streamgauge.subjects.quiet import busy, quiet
@@ -57,8 +57,7 @@ def pretrain(
         corpus_block: the entry of ``corpora``; its numbers of sequences and its context length
             are not used. Where it is shorter than the budget, its rows are read again.
         directory: to be made; replaced where it exists.
-        scratch_dir: an existing directory for unfinished work, not ``.{directory.name}.partial``
-            beside `directory`.
+        scratch_dir: an existing directory for unfinished work.
         device: where to train, see `subjects.resolve_device`.
         checkpoint_seconds: between checkpoints.
 
@@ -239,14 +238,18 @@ def _copy(
     It is read three times over, and reading the source may take far longer than that.
     """
     wanted = _CHARACTERS_PER_TOKEN * family["tokens"]
-    progress = Progress(wanted, "characters", f"{label} copy")
-    with path.open("w", encoding="utf-8") as file:
-        for split, text in _texts(corpus_block):
-            file.write(json.dumps({"text": text}) + "\n")
-            progress.update(len(text) if split == "train" else 0)
-            if progress.done >= wanted:
-                break
-    progress.close()
+
+    def write(copy: Path) -> None:
+        progress = Progress(wanted, "characters", f"{label} copy")
+        with copy.open("w", encoding="utf-8") as file:
+            for split, text in _texts(corpus_block):
+                file.write(json.dumps({"text": text}) + "\n")
+                progress.update(len(text) if split == "train" else 0)
+                if progress.done >= wanted:
+                    break
+        progress.close()
+
+    whole_file.replace(path, write)
     return {
         "source": "text",
         "paths": [path],

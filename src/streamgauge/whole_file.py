@@ -1,0 +1,79 @@
+"""Files that are whole or not there: for any number of writers, any of which may be killed.
+
+A file is written under its own name in a hidden folder of this writer alone, beside its place, and
+renamed. Two writers of one file never meet, and a library that makes temporary files of its own
+makes them in that folder. A killed writer leaves its folder behind; whoever finishes the file next
+removes it. A live writer whose folder went that way finds the file finished by another, and writes
+it again.
+"""
+
+import contextlib
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from streamgauge.errors import StreamgaugeError
+
+_HEX = "[0-9a-f]" * 32
+
+
+def replace(path: Path | str, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file, and only then let it appear as `path`, on disk and whole.
+
+    Args:
+        path: of the file; folders above it are made.
+        write: called with the path to write to, which has the same name; called again when
+            another process finished the same file meanwhile.
+
+    Raises:
+        StreamgaugeError: it cannot be written; what lay at `path` stays.
+    """
+    path = Path(path)
+    try:
+        while not _written(path, write):
+            pass
+    except OSError as error:
+        raise StreamgaugeError(
+            f"cannot be written ({error})",
+            where=str(path),
+            remedy="Check free space and permissions; a second start continues the work.",
+        ) from error
+    remove_leftovers(path)
+
+
+def _written(path: Path, write: Callable[[Path], object]) -> bool:
+    """Write once; False when another writer, having finished the file, removed our folder."""
+    with beside(path) as temporary:
+        try:
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except Exception:
+            if temporary.parent.exists() or not path.exists():
+                raise
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A path of the same name in a new folder ``.{name}.{32 hex digits}.tmp`` beside `path`.
+
+    The folder and all that is left in it are removed at the end.
+    """
+    folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    folder.mkdir(parents=True)
+    try:
+        yield folder / path.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the folders that other writers of `path` left beside it; call once it is whole."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.{_HEX}.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
