@@ -6,7 +6,7 @@ CORES ?= all
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo report test lint bench clean
+.PHONY: help env demo report test cluster lint bench clean
 
 help:
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/'
@@ -38,6 +38,9 @@ report: env
 
 test: env ## run the tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+cluster: env ## run the tests that start a SLURM cluster or kill jobs at random
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -m cluster -rs -p no:xdist
 
 lint: env ## ruff, and snakemake's lint on the hints we accept
 	$(BIN)/ruff check .

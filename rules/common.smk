@@ -1,4 +1,5 @@
 # The validated config, the paths of artifacts, and the one parameter every rule has.
+import hashlib
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ sys.path.insert(0, SRC)
 # jobs are children of this process and import the library from here, installed or not
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
-from streamgauge import provenance
+from streamgauge import provenance, requests, scatter, study
 from streamgauge.config import validate
 from streamgauge.errors import StreamgaugeError
 from streamgauge.study import check_grid
@@ -27,6 +28,8 @@ wildcard_constraints:
     study=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     ell=r"\d\d+",
     split="train|eval",
+    part=r"\d+",
+    parts=r"\d+",
     sae=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     prompts=r"[a-z][a-z0-9_-]*",
     k_sub=r"\d+",
@@ -57,16 +60,63 @@ FIGURE_NAMES = [name for name in config["figures"] if not name.startswith(ELSEWH
 STUDY = f"results/studies/{config['study']}"
 
 # two jobs side by side on this machine; a cluster job has its own cores
-THREADS = max(1, workflow.cores // 2) if workflow.cores else 8
-# on CPU `gpu` stays 0, so that a profile's limit of one GPU holds nothing back
-ASKED = {name: value for name, value in config["resources"].items() if value is not None}
-COMPUTE = {"gpu": int(config["device"] == "cuda"), "device": config["device"], **ASKED}
+THREADS = requests.threads(config, workflow.cores)
 SCRATCH = [name for name, block in config["subjects"].items() if block["source"] == "scratch"]
 
 
 def spec(stage):
-    """The spec of an artifact, as a function of wildcards only (Snakemake tracks no other)."""
-    return lambda wildcards: provenance.spec(workflow.basedir, config, stage, wildcards)
+    """The spec of an artifact, as a function of wildcards only (Snakemake tracks no other).
+
+    Which part of a store a job writes is no part of the store's spec.
+    """
+
+    def of(wildcards):
+        named = {name: wildcards[name] for name in wildcards.keys() if name not in ("part", "parts")}
+        return provenance.spec(workflow.basedir, config, stage, named)
+
+    return of
+
+
+def request(stage):
+    """Memory and minutes that a job over one subject asks for, more with every attempt."""
+
+    def asked(name):
+        def of(wildcards, attempt):
+            subject = config["subjects"][wildcards.subject]
+            shape = study.shape_of(wildcards.subject, subject, "results")
+            return requests.job(config, stage, dict(wildcards), shape, attempt)[name]
+
+        return of
+
+    return {"mem_mb": asked("mem_mb"), "runtime": asked("runtime")}
+
+
+def compute(stage):
+    """What a job that runs a model or trains asks for."""
+    # on CPU `gpu` stays 0, so that a profile's limit of one GPU holds nothing back
+    gpu = int(config["device"] == "cuda")
+    return {"gpu": gpu, "device": config["device"], **request(stage)}
+
+
+def members(paths):
+    """Which files a table is made of, as a parameter: it is made anew when one comes or goes.
+
+    Snakemake's own trigger for that is off: it would also make a store anew when the number of
+    parts it is written in changes, and that number changes no byte of it.
+    """
+    return hashlib.sha256("\n".join(sorted(paths)).encode()).hexdigest()[:12]
+
+
+def parts(stage, store):
+    """The receipts of the parts that `store` of a layer is written in."""
+
+    def receipts(wildcards):
+        split = dict(wildcards).get("split", "eval")
+        n = scatter.n_parts(config, stage, wildcards.corpus, split)
+        stem = f"{LAYER}/.{store}".format(**wildcards)
+        return [f"{stem}.part-{i}-of-{n}" for i in range(n)]
+
+    return receipts
 
 
 def one_of(names):

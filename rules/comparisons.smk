@@ -38,7 +38,9 @@ rule comparisons:
         ),
     log: "logs/studies/{study}/comparisons.log"
     benchmark: "logs/studies/{study}/comparisons.tsv"
-    params: spec=spec("comparisons")
+    params:
+        spec=spec("comparisons"),
+        members=members(grid(f"{SAE}/per_sequence.json")),
     script: "../workflow/scripts/comparisons.py"
 
 
@@ -59,7 +61,9 @@ rule depth_profile_table:
         ),
     log: "logs/studies/{study}/depth_profile_table.log"
     benchmark: "logs/studies/{study}/depth_profile_table.tsv"
-    params: spec=spec("depth_profile_table")
+    params:
+        spec=spec("depth_profile_table"),
+        members=members(corpora(f"{CORPUS}/spectra.json")),
     script: "../workflow/scripts/depth_profile_table.py"
 
 
@@ -79,7 +83,7 @@ rule critics:
     benchmark: "logs/{subject}/{corpus}/L{ell}/critics.tsv"
     params: spec=spec("critics")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("critics")
     script: "../workflow/scripts/critics.py"
 
 
@@ -100,7 +104,9 @@ rule critics_table:
         ),
     log: "logs/studies/{study}/critics_table.log"
     benchmark: "logs/studies/{study}/critics_table.tsv"
-    params: spec=spec("critics_table")
+    params:
+        spec=spec("critics_table"),
+        members=members(layers(f"{LAYER}/critics.json")),
     script: "../workflow/scripts/critics_table.py"
 
 

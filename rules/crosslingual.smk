@@ -16,6 +16,7 @@ rule geometry:
     benchmark: "logs/{subject}/crosslingual/geometry.tsv"
     params: spec=spec("geometry")
     threads: THREADS
+    resources: **request("geometry")
     script: "../workflow/scripts/geometry.py"
 
 
@@ -31,6 +32,7 @@ rule basis:
     benchmark: "logs/{subject}/crosslingual/basis/L{ell}-k{k_sub}.tsv"
     params: spec=spec("basis")
     threads: THREADS
+    resources: **request("basis")
     script: "../workflow/scripts/basis.py"
 
 
@@ -64,7 +66,7 @@ rule states:
     benchmark: "logs/{subject}/crosslingual/{prompts}/states.tsv"
     params: spec=spec("states")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("states")
     script: "../workflow/scripts/states.py"
 
 
@@ -145,7 +147,7 @@ rule patching:
     benchmark: "logs/{subject}/crosslingual/{prompts}/L{ell}-k{k_sub}/patching-{source}.tsv"
     params: spec=spec("patching")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("patching")
     script: "../workflow/scripts/patching.py"
 
 
@@ -164,7 +166,7 @@ rule ard:
     benchmark: "logs/{subject}/crosslingual/{prompts}/L{ell}/ard-{penalty}.tsv"
     params: spec=spec("ard")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("ard")
     script: "../workflow/scripts/ard.py"
 
 
@@ -191,7 +193,9 @@ rule crosslingual_tables:
         **{name: table_of(name) for name in CROSS_TABLES},
     log: "logs/studies/{study}/crosslingual_tables.log"
     benchmark: "logs/studies/{study}/crosslingual_tables.tsv"
-    params: spec=spec("crosslingual_tables")
+    params:
+        spec=spec("crosslingual_tables"),
+        members=members(suite(f"{PATCHING}.json") + suite(f"{ARD}.json", "ard_layers")),
     script: "../workflow/scripts/crosslingual_tables.py"
 
 
@@ -273,7 +277,9 @@ rule figure_crosslingual_spectrum:
     output: **figure("crosslingual_spectrum", "Cross-lingual")
     log: "logs/studies/{study}/figure_crosslingual_spectrum.log"
     benchmark: "logs/studies/{study}/figure_crosslingual_spectrum.tsv"
-    params: spec=spec("figure_crosslingual_spectrum")
+    params:
+        spec=spec("figure_crosslingual_spectrum"),
+        members=members(suite(f"{ARD}.json", "ard_layers")),
     script: "../workflow/scripts/figure_crosslingual_spectrum.py"
 
 

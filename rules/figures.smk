@@ -34,7 +34,9 @@ rule figure_pr_canyon:
     output: **figure("pr_canyon", "Spectra")
     log: "logs/studies/{study}/figure_pr_canyon.log"
     benchmark: "logs/studies/{study}/figure_pr_canyon.tsv"
-    params: spec=spec("figure_pr_canyon")
+    params:
+        spec=spec("figure_pr_canyon"),
+        members=members(layers(f"{LAYER}/activations-train.json")),
     script: "../workflow/scripts/figure_pr_canyon.py"
 
 
@@ -46,7 +48,9 @@ rule figure_loss_curves:
     output: **figure("loss_curves", "Training")
     log: "logs/studies/{study}/figure_loss_curves.log"
     benchmark: "logs/studies/{study}/figure_loss_curves.tsv"
-    params: spec=spec("figure_loss_curves")
+    params:
+        spec=spec("figure_loss_curves"),
+        members=members(grid(f"{SAE}/sae.json")),
     script: "../workflow/scripts/figure_loss_curves.py"
 
 

@@ -14,7 +14,9 @@ rule import_sae:
     wildcard_constraints: sae=one_of(config["imports"])
     log: "logs/{subject}/{corpus}/L{ell}/import-{sae}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/import-{sae}.tsv"
-    params: spec=spec("import_sae")
+    params:
+        spec=spec("import_sae"),
+        members=lambda w: members(own_files("imports", "sae", w)),
     script: "../workflow/scripts/import_sae.py"
 
 

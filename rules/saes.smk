@@ -16,7 +16,7 @@ rule train_sae:
     benchmark: "logs/{subject}/{corpus}/L{ell}/train-{sae}.tsv"
     params: spec=spec("train_sae")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("train_sae")
     script: "../workflow/scripts/train_sae.py"
 
 
@@ -37,7 +37,7 @@ rule train_behavioral:
     benchmark: "logs/{subject}/{corpus}/L{ell}/train-{sae}.tsv"
     params: spec=spec("train_behavioral")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("train_behavioral")
     script: "../workflow/scripts/train_behavioral.py"
 
 
@@ -60,7 +60,7 @@ rule train_e2e:
     benchmark: "logs/{subject}/{corpus}/L{ell}/train-{sae}.tsv"
     params: spec=spec("train_e2e")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("train_e2e")
     script: "../workflow/scripts/train_e2e.py"
 
 
@@ -80,7 +80,7 @@ rule baseline:
     benchmark: "logs/{subject}/{corpus}/L{ell}/baseline.tsv"
     params: spec=spec("baseline")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("baseline")
     script: "../workflow/scripts/baseline.py"
 
 
@@ -104,7 +104,7 @@ rule evaluate:
     benchmark: "logs/{subject}/{corpus}/L{ell}/evaluate-{sae}.tsv"
     params: spec=spec("evaluate")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("evaluate")
     script: "../workflow/scripts/evaluate.py"
 
 
@@ -139,5 +139,7 @@ rule grid:
         ),
     log: "logs/studies/{study}/grid.log"
     benchmark: "logs/studies/{study}/grid.tsv"
-    params: spec=spec("grid")
+    params:
+        spec=spec("grid"),
+        members=members(grid(f"{SAE}/scores.json")),
     script: "../workflow/scripts/grid.py"

@@ -2,40 +2,68 @@
 # scores of every SAE, attention after patching, and the study's tables of them.
 
 
-rule gradients:
-    message: "gradients {wildcards.subject} layer {wildcards.ell}, eval"
+rule gradients_part:
+    message: "gradients {wildcards.subject} layer {wildcards.ell}, eval, part {wildcards.part} of {wildcards.parts}"
     input:
         subject="results/{subject}/subject.json",
         model=ancient("results/{subject}/model"),
         tokens=f"{CORPUS}/tokens-eval.json",
         token_store=ancient(f"{CORPUS}/tokens-eval.zarr"),
+    output: temp(touch(f"{LAYER}/.gradients-eval.part-{{part}}-of-{{parts}}"))
+    log: "logs/{subject}/{corpus}/L{ell}/gradients-eval-part{part}of{parts}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/gradients-eval-part{part}of{parts}.tsv"
+    params: spec=spec("gradients")
+    threads: THREADS
+    resources: **compute("gradients")
+    script: "../workflow/scripts/gradients.py"
+
+
+rule gradients:
+    message: "gradients {wildcards.subject} layer {wildcards.ell}, eval"
+    input:
+        subject="results/{subject}/subject.json",
+        tokens=f"{CORPUS}/tokens-eval.json",
+        parts=parts("gradients", "gradients-eval"),
     output:
         manifest=f"{LAYER}/gradients-eval.json",
         store=directory(f"{LAYER}/gradients-eval.zarr"),
     log: "logs/{subject}/{corpus}/L{ell}/gradients-eval.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/gradients-eval.tsv"
     params: spec=spec("gradients")
+    resources: **request("gradients")
+    script: "../workflow/scripts/gather_gradients.py"
+
+
+rule probes_part:
+    message: "probes {wildcards.subject} layer {wildcards.ell}, {wildcards.split}, part {wildcards.part} of {wildcards.parts}"
+    input:
+        subject="results/{subject}/subject.json",
+        model=ancient("results/{subject}/model"),
+        tokens=f"{CORPUS}/tokens-{{split}}.json",
+        token_store=ancient(f"{CORPUS}/tokens-{{split}}.zarr"),
+    output: temp(touch(f"{LAYER}/.probes-{{split}}.part-{{part}}-of-{{parts}}"))
+    log: "logs/{subject}/{corpus}/L{ell}/probes-{split}-part{part}of{parts}.log"
+    benchmark: "logs/{subject}/{corpus}/L{ell}/probes-{split}-part{part}of{parts}.tsv"
+    params: spec=spec("probes")
     threads: THREADS
-    resources: **COMPUTE
-    script: "../workflow/scripts/gradients.py"
+    resources: **compute("probes")
+    script: "../workflow/scripts/probes.py"
 
 
 rule probes:
     message: "probes {wildcards.subject} layer {wildcards.ell}, {wildcards.split}"
     input:
         subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
         tokens=f"{CORPUS}/tokens-{{split}}.json",
-        token_store=ancient(f"{CORPUS}/tokens-{{split}}.zarr"),
+        parts=parts("probes", "probes-{split}"),
     output:
         manifest=f"{LAYER}/probes-{{split}}.json",
         store=directory(f"{LAYER}/probes-{{split}}.zarr"),
     log: "logs/{subject}/{corpus}/L{ell}/probes-{split}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/probes-{split}.tsv"
     params: spec=spec("probes")
-    threads: THREADS
-    resources: **COMPUTE
-    script: "../workflow/scripts/probes.py"
+    resources: **request("probes")
+    script: "../workflow/scripts/gather_probes.py"
 
 
 rule calibration:
@@ -56,7 +84,7 @@ rule calibration:
     benchmark: "logs/{subject}/{corpus}/L{ell}/calibration.tsv"
     params: spec=spec("calibration")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("calibration")
     script: "../workflow/scripts/calibration.py"
 
 
@@ -79,7 +107,7 @@ rule sensitivity:
     benchmark: "logs/{subject}/{corpus}/L{ell}/sensitivity-{sae}.tsv"
     params: spec=spec("sensitivity")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("sensitivity")
     script: "../workflow/scripts/sensitivity.py"
 
 
@@ -102,7 +130,7 @@ rule attention:
     benchmark: "logs/{subject}/{corpus}/L{ell}/attention-{sae}.tsv"
     params: spec=spec("attention")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("attention")
     script: "../workflow/scripts/attention.py"
 
 
@@ -145,7 +173,9 @@ rule calibration_table:
         points="results/studies/{study}/calibration_points.csv",
     log: "logs/studies/{study}/calibration_table.log"
     benchmark: "logs/studies/{study}/calibration_table.tsv"
-    params: spec=spec("calibration_table")
+    params:
+        spec=spec("calibration_table"),
+        members=members(grid(f"{SAE}/sensitivity.json")),
     script: "../workflow/scripts/calibration_table.py"
 
 
@@ -164,5 +194,7 @@ rule attention_table:
         ),
     log: "logs/studies/{study}/attention_table.log"
     benchmark: "logs/studies/{study}/attention_table.tsv"
-    params: spec=spec("attention_table")
+    params:
+        spec=spec("attention_table"),
+        members=members(grid(f"{SAE}/attention.json")),
     script: "../workflow/scripts/attention_table.py"

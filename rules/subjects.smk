@@ -11,8 +11,11 @@ rule subject:
     wildcard_constraints: subject=one_of(set(config["subjects"]) - set(SCRATCH))
     log: "logs/{subject}/subject.log"
     benchmark: "logs/{subject}/subject.tsv"
-    params: spec=spec("subject")
+    params:
+        spec=spec("subject"),
+        members=lambda w: members(own_files("subjects", "subject", w)),
     threads: THREADS
+    resources: **request("subject")
     script: "../workflow/scripts/subject.py"
 
 
@@ -28,7 +31,7 @@ rule pretrain:
     benchmark: "logs/{subject}/pretrain.tsv"
     params: spec=spec("pretrain")
     threads: THREADS
-    resources: **COMPUTE
+    resources: **compute("pretrain")
     script: "../workflow/scripts/pretrain.py"
 
 
@@ -45,4 +48,5 @@ rule tokens:
     benchmark: "logs/{subject}/{corpus}/tokens-{split}.tsv"
     params: spec=spec("tokens")
     threads: THREADS
+    resources: **request("tokens")
     script: "../workflow/scripts/tokens.py"

@@ -15,7 +15,7 @@ from streamgauge.errors import StreamgaugeError
 STAGES = [
     *("harvest", "gradients", "probes", "calibration", "spectra", "sae", "evaluate"),
     *("attention", "critics", "comparisons", "verdicts", "simulation", "statistics", "figures"),
-    *("pretrain", "imports", "resources", "prompts", "crosslingual", "geometry", "states"),
+    *("pretrain", "imports", "resources", "scatter", "prompts", "crosslingual", "geometry", "states"),
     *("separation", "updates", "bridge", "patching", "ard", "dissociation"),
 ]
 

@@ -37,8 +37,16 @@ def saes(verbs=VERBS, layers=LAYERS, ks=KS, seeds=(0,), objective="mse"):
     }
 
 
-def harvests(layers=LAYERS, splits=("train", "eval")):
-    return {f"harvest tiny layer {ell}, {split}" for ell in layers for split in splits}
+def stores(names, layers=LAYERS, splits=("eval",)):
+    """The messages of jobs that write stores of a layer: one part each, then the gather."""
+    whole = {
+        f"{name} tiny layer {ell}, {split}" for name in names for ell in layers for split in splits
+    }
+    return whole | {f"{message}, part 0 of 1" for message in whole}
+
+
+def harvests(layers=LAYERS):
+    return stores(["harvest"], layers, ("train", "eval"))
 
 
 def baselines(layers=LAYERS):
@@ -47,7 +55,7 @@ def baselines(layers=LAYERS):
 
 def backward(layers=LAYERS, names=("gradients", "probes")):
     """The messages of jobs that differentiate the model on the evaluation rows."""
-    return {f"{name} tiny layer {ell}, eval" for name in names for ell in layers}
+    return stores(names, layers)
 
 
 def calibrations(layers=LAYERS):
@@ -152,7 +160,7 @@ ROWS = {
     ),
     "an objective added": (
         edit_grid("objectives", ["mse", "behavioral"]),
-        {f"probes tiny layer {ell}, train" for ell in LAYERS}
+        stores(["probes"], splits=["train"])
         | saes(objective="behavioral")
         | BELOW_SAES,
     ),
@@ -182,6 +190,7 @@ ROWS = {
     "depths get names": (edit_grid("depths", ["early", "late"]), COMPARISONS),
     "how scratch models are pretrained": (edit_block("pretrain", tokens=1000), set()),
     "what a cluster is asked for": (edit_block("resources", mem_mb=1000), set()),
+    "the number of parts a store is written in": (edit_block("scatter", harvest=16384), set()),
     "an SAE to audit": (
         edit_block("imports", theirs=IMPORT),
         {"import SAE theirs for tiny layer 01"}

@@ -24,10 +24,17 @@ class Stage(NamedTuple):
         script: file name under ``workflow/scripts``.
         block: picks from (config, wildcards) what the artifact depends on, and nothing else:
             lists in ``grid`` say *which* artifacts exist and belong to no spec.
+        gather: the script that finishes what jobs of `script` have written in parts.
     """
 
     script: str
     block: Callable[[Mapping, Mapping], dict[str, Any]]
+    gather: str | None = None
+
+    @property
+    def scripts(self) -> list[str]:
+        """Every script that makes such an artifact."""
+        return [self.script, *filter(None, [self.gather])]
 
 
 def _tokens(config: Mapping, w: Mapping) -> dict:
@@ -75,9 +82,9 @@ STAGES: dict[str, Stage] = {
     "pretrain": Stage("pretrain.py", _pretrain),
     "tokens": Stage("tokens.py", _tokens),
     "spectra": Stage("spectra.py", _blocks("spectra")),
-    "harvest": Stage("harvest.py", _blocks("harvest")),
-    "gradients": Stage("gradients.py", _blocks("gradients")),
-    "probes": Stage("probes.py", _probes),
+    "harvest": Stage("harvest.py", _blocks("harvest"), "gather_activations.py"),
+    "gradients": Stage("gradients.py", _blocks("gradients"), "gather_gradients.py"),
+    "probes": Stage("probes.py", _probes, "gather_probes.py"),
     "calibration": Stage("calibration.py", _blocks("calibration")),
     "baseline": Stage("baseline.py", _blocks("evaluate")),
     "train_sae": Stage("train_sae.py", _blocks("sae")),
@@ -139,12 +146,15 @@ def spec(root: str | Path, config: Mapping, stage: str, wildcards: Mapping[str, 
         KeyError: the config does not describe such an artifact (no such subject, say).
     """
     wildcards = dict(wildcards)
+    root, code = Path(root).resolve(), {}
+    for script in STAGES[stage].scripts:
+        code |= closure(root, f"workflow/scripts/{script}")
     return json.dumps(
         {
             "stage": stage,
             "config": STAGES[stage].block(config, wildcards),
             "wildcards": wildcards,
-            "code": closure(Path(root).resolve(), f"workflow/scripts/{STAGES[stage].script}"),
+            "code": code,
         },
         sort_keys=True,
     )
