@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streamgauge import harvest, stores, subjects
+from streamgauge import gather, harvest, stores, subjects
 
 
 def random_smollm2(directory: Path, seed: int = 0) -> Path:
@@ -75,7 +75,7 @@ def harvested(subject, tokens, layer: int, batch_size: int, dtype: str) -> tuple
             subject, tokens, layer, work, dtype=dtype, batch_size=batch_size, progress=False
         )
         between = clocks()
-        harvest.finish(work, progress=False)
+        gather.activations(work, progress=False)
         return between - started, clocks() - between
 
 

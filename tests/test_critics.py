@@ -217,13 +217,13 @@ RUN = {"sequences": 20, "components": 4, "widths": [1, 3], "seed": 0, **QUICK}
 
 @pytest.fixture(scope="module")
 def layer(tmp_path_factory):
-    from streamgauge import harvest
+    from streamgauge import gather, harvest
 
     folder = tmp_path_factory.mktemp("layer")
     subject = subjects.load(models.tiny_gpt_neox(folder / "model"), "cpu")
     work = stores.scratch(folder / "a.zarr", "spec")
     harvest.harvest(subject, TOKENS, LAYER, work, progress=False)
-    harvest.finish(work, progress=False)
+    gather.activations(work, progress=False)
     stores.commit(work, folder / "a.zarr")
     return subject, stores.ActivationStore(folder / "a.zarr")
 

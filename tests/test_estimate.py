@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from streamgauge import cli, config, estimate, harvest, manifest, stores, subjects, verify
+from streamgauge import cli, config, estimate, gather, harvest, manifest, stores, subjects, verify
 from streamgauge.errors import StreamgaugeError
 from streamgauge.sae import io, topk
 from streamgauge.sae.step import Step
@@ -209,7 +209,7 @@ def test_disk_is_what_is_written(subject, tmp_path):
     final = tmp_path / "activations.zarr"
     work = stores.scratch(final, "{}")
     harvest.harvest(subject, tokens, 1, work, dtype="auto", batch_size=16, progress=False)
-    harvest.finish(work, progress=False)
+    gather.activations(work, progress=False)
     written = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     assert written == pytest.approx((2 * 64 + 4) * tokens.size, rel=0.05)
     io.save(topk.init(64, 512, 4, seed=0), tmp_path, {})

@@ -6,7 +6,7 @@ import torch
 
 import models
 from pipeline import tree_digest
-from streamgauge import gradients, hooks, stores, subjects
+from streamgauge import gather, gradients, hooks, stores, subjects
 from streamgauge.errors import StreamgaugeError
 
 T, LAYER, VOCABULARY = 8, 1, 40
@@ -63,7 +63,7 @@ def make(subject, tokens, final, **options):
     work = stores.scratch(final, "{}")
     options = {"batch_size": 24, "progress": False} | options
     gradients.harvest(subject, tokens, LAYER, work, **options)
-    facts = gradients.finish(work)
+    facts = gather.gradients(work)
     stores.commit(work, final)
     return facts
 
@@ -158,7 +158,7 @@ def test_resumed_and_spread_harvests_are_bit_identical(subject, tokens, tmp_path
     make(subject, tokens, tmp_path / "whole.zarr")
     work = stores.scratch(tmp_path / "again.zarr", "{}")
     options = {"batch_size": 24, "progress": False}
-    gradients.harvest(subject, tokens, LAYER, work, start=128, **options)
+    gradients.harvest(subject, tokens, LAYER, work, part=(1, 2), **options)
     with pytest.raises(StreamgaugeError, match="'gradients' lacks 1 of 2 shards"):
         stores.commit(work, tmp_path / "again.zarr")
     # a shard cut short on its way to the disk is made anew
@@ -229,7 +229,7 @@ def test_no_gradient_path_is_named(subject, tokens, tmp_path, how):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"start": 16}, "sequence 16 is no shard boundary.*multiples of 128, or the end, 140"),
+        ({"part": (2, 2)}, "no part 2 of 2"),
         ({"layer": 4}, "layer 4 does not exist"),
         ({"dtype": "auto"}, "gradients.dtype: dtype 'auto' is not one of bfloat16"),
         ({"tokens": np.zeros((3, 1), np.int32)}, r"no next token .* shape \(3, 1\)"),

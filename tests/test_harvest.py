@@ -9,7 +9,7 @@ import torch
 
 import models
 from pipeline import tree_digest
-from streamgauge import depth_profile, harvest, stores, subjects
+from streamgauge import depth_profile, gather, harvest, stores, subjects
 from streamgauge.errors import StreamgaugeError
 
 N, T, LAYER = 300, 128, 1  # three shards of 128 sequences, the last one short
@@ -65,7 +65,7 @@ def make(subject, tokens, final, **options):
     work = stores.scratch(final, "{}")
     options = {"dtype": "auto", "batch_size": 24, "progress": False} | options
     harvest.harvest(subject, tokens, LAYER, work, **options)
-    facts = harvest.finish(work, progress=False)
+    facts = gather.activations(work, progress=False)
     stores.commit(work, final)
     return facts
 
@@ -114,17 +114,17 @@ def test_finished_shards_are_skipped_and_batches_stay_aligned(subject, tokens, t
     make(subject, tokens, tmp_path / "whole.zarr")
     work = stores.scratch(tmp_path / "again.zarr", "{}")
     options = {"dtype": "auto", "batch_size": 24, "progress": False}
-    harvest.harvest(subject, tokens, LAYER, work, start=256, **options)
+    harvest.harvest(subject, tokens, LAYER, work, part=(2, 3), **options)
     before = (work / "activations/c/2/0/0").stat().st_mtime_ns
-    harvest.harvest(subject, tokens, LAYER, work, stop=128, **options)
+    harvest.harvest(subject, tokens, LAYER, work, part=(0, 3), **options)
     # a shard cut short on its way to the disk is made anew
     (work / "activations/c/1/0").mkdir(parents=True)
     (work / "activations/c/1/0/0").write_bytes(b"half")
     harvest.harvest(subject, tokens, LAYER, work, **options)
     assert (work / "activations/c/2/0/0").stat().st_mtime_ns == before
-    harvest.finish(work, progress=False)
+    gather.activations(work, progress=False)
     shutil.rmtree(work / "mean/c")
-    harvest.finish(work, progress=False)  # repeated, as after a kill
+    gather.activations(work, progress=False)  # repeated, as after a kill
     stores.commit(work, tmp_path / "again.zarr")
     assert tree_digest(tmp_path / "again.zarr") == tree_digest(tmp_path / "whole.zarr")
 
@@ -140,9 +140,8 @@ def test_tokens_may_be_a_zarr_array(subject, tokens, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"start": 16}, "sequence 16 is no shard boundary.*multiples of 128, or the end, 300"),
-        ({"stop": 301}, "sequence 301 is no shard boundary"),
-        ({"start": 256, "stop": 128}, "sequence 128 is no shard boundary"),
+        ({"part": (3, 3)}, "no part 3 of 3"),
+        ({"part": (-1, 3)}, "no part -1 of 3"),
         ({"layer": 4}, "layer 4 does not exist"),
         ({"dtype": "int8"}, "'int8' is not one of auto, float16"),
         ({"tokens": np.zeros((0, T), np.int32)}, r"shape \(0, 128\)"),
@@ -176,7 +175,7 @@ def test_a_value_too_large_names_token_layer_and_remedy(subject, tokens, tmp_pat
     text = str(caught.value)
     assert text.startswith("blocks.1.hook_resid_post: the activation of sequence 135, position 17 ")
     assert "beyond the range of float16" in text and "`harvest.dtype: bfloat16`" in text
-    work = tmp_path / ".a.zarr.partial"
+    work = stores.scratch(tmp_path / "a.zarr", "{}")
     assert stores.Store(work).missing("activations") == [1, 2]
     assert make(subject, tokens, tmp_path / "b.zarr", dtype="bfloat16")["dtype"] == "bfloat16"
 
@@ -192,14 +191,14 @@ def test_a_non_finite_activation_is_named(subject, tokens, tmp_path, dtype):
 
 def test_finish_names_the_missing_shard(subject, tokens, tmp_path):
     work = stores.scratch(tmp_path / "a.zarr", "{}")
-    harvest.harvest(subject, tokens, LAYER, work, stop=128, progress=False)
+    harvest.harvest(subject, tokens, LAYER, work, part=(0, 3), progress=False)
     with pytest.raises(StreamgaugeError, match="shard 1 of array 'activations' is missing"):
-        harvest.finish(work, progress=False)
+        gather.activations(work, progress=False)
 
 
 def test_progress_shows_rate_and_resumption(subject, tokens, tmp_path, capsys):
     work = stores.scratch(tmp_path / "a.zarr", "{}")
-    harvest.harvest(subject, tokens, LAYER, work, stop=128, progress=False)
+    harvest.harvest(subject, tokens, LAYER, work, part=(0, 3), progress=False)
     assert capsys.readouterr().err == ""
     harvest.harvest(subject, tokens, LAYER, work)
     lines = capsys.readouterr().err.splitlines()
@@ -213,7 +212,7 @@ def test_median_is_exact(n):
     norms = np.exp(rng.normal(0, 10, n)).astype(np.float32)
     norms[: n // 4] = 1.0  # ties
     blocks = np.array_split(norms, 3)
-    assert harvest._median(lambda: iter(blocks)) == np.median(norms.astype(np.float64))
+    assert gather._median(lambda: iter(blocks)) == np.median(norms.astype(np.float64))
 
 
 def test_spectra_equal_a_direct_decomposition(subject, tokens, tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 import models
 from pipeline import tree_digest
-from streamgauge import gradients, hooks, probes, stores, subjects
+from streamgauge import gather, gradients, hooks, probes, stores, subjects
 from streamgauge.errors import StreamgaugeError
 
 T, LAYER, D, VOCABULARY = 5, 1, 8, 24
@@ -193,7 +193,7 @@ def make(subject, tokens, final, **options):
     work = stores.scratch(final, "{}")
     options = {"count": 4, "batch_size": 8, "progress": False} | options
     probes.harvest(subject, tokens, LAYER, work, **options)
-    facts = probes.finish(work)
+    facts = gather.probes(work)
     stores.commit(work, final)
     return facts
 
@@ -240,7 +240,7 @@ def test_resumed_and_spread_harvests_are_bit_identical(subject, tokens, tmp_path
     options = {"count": 8, "batch_size": 8, "same_positions": 2, "diagonal": 1, "progress": False}
     make(subject, tokens, tmp_path / "whole.zarr", **options)
     work = stores.scratch(tmp_path / "again.zarr", "{}")
-    probes.harvest(subject, tokens, LAYER, work, start=16, **options)
+    probes.harvest(subject, tokens, LAYER, work, part=(1, 2), **options)
     with pytest.raises(StreamgaugeError, match="lacks 1 of 2 shards"):
         stores.commit(work, tmp_path / "again.zarr")
     (work / "sampled_position/c/1/0").write_bytes(b"half")  # cut short on its way to the disk
@@ -287,7 +287,7 @@ def test_a_sampled_position_is_named_by_its_place():
         ({"same_positions": 128}, "128 positions cannot be sampled from the 127 predicted ones"),
         ({"same_positions": -1}, r"probes\.same_positions: -1 positions"),
         ({"dtype": "auto"}, r"probes\.dtype: dtype 'auto' is not one of bfloat16"),
-        ({"start": 8}, "sequence 8 is no shard boundary.*multiples of 16, or the end, 20"),
+        ({"part": (2, 2)}, "no part 2 of 2"),
         ({"layer": 4}, "layer 4 does not exist"),
         ({"tokens": np.zeros((3, 1), np.int32)}, r"no next token .* shape \(3, 1\)"),
     ],

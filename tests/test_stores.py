@@ -1,6 +1,7 @@
 """Stores open with plain xarray, resume by shard, and say what is wrong with them."""
 
 import errno
+import re
 import warnings
 
 import numpy as np
@@ -180,10 +181,14 @@ def test_zeros_are_written_too(tmp_path):
 def test_scratch_is_kept_for_the_same_spec_only(tmp_path):
     final = tmp_path / "x.zarr"
     work = stores.scratch(final, '{"a":1}')
-    assert work == tmp_path / ".x.zarr.partial"
+    assert re.fullmatch(r"\.x\.zarr\.[0-9a-f]{8}\.partial", work.name)
     (work / "shard").write_text("work")
     assert (stores.scratch(final, '{"a":1}') / "shard").exists()
-    assert not (stores.scratch(final, '{"a":2}') / "shard").exists()
+    neighbour = stores.scratch(tmp_path / "x.zarr.y", '{"a":1}')
+    other = stores.scratch(final, '{"a":2}')
+    assert not (other / "shard").exists()
+    # what was begun for another spec is nobody's any more; the neighbour's is
+    assert sorted(tmp_path.iterdir()) == sorted([neighbour, other])
 
 
 def test_another_layout_under_the_same_spec_is_refused(tmp_path):

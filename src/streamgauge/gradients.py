@@ -16,7 +16,6 @@ from streamgauge import hooks, shard_writer, stores
 from streamgauge.errors import StreamgaugeError
 
 DTYPES = ("bfloat16", "float16", "float32")
-UNITS = "nats per unit of activation"
 # a stored token may lose this share of its non-zero elements to zero
 _FLUSHED_SHARE = 0.01
 
@@ -127,14 +126,13 @@ def harvest(
     *,
     dtype: str = "bfloat16",
     batch_size: int = 8,
-    start: int = 0,
-    stop: int | None = None,
+    part: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> None:
-    """Write the gradients of sequences ``[start, stop)`` that `scratch` does not hold yet.
+    """Write the gradients of a part of the store that `scratch` does not hold yet.
 
-    Any number of processes may harvest disjoint ranges into one `scratch`; a shard's bytes depend
-    on its own rows and the batch size only.
+    Any number of processes may harvest parts into one `scratch`, which `gather.gradients` checks; a
+    shard's bytes depend on its own rows and the batch size only.
 
     Args:
         subject: a `subjects.Subject` in `computed_in` of its dtype.
@@ -143,19 +141,16 @@ def harvest(
         scratch: directory given by `stores.scratch`.
         dtype: stored as ``bfloat16``, ``float16`` or ``float32``.
         batch_size: sequences in one pass.
-        start, stop: range of sequences, on shard boundaries or the end; all by default.
+        part: (i, n), the i-th of n ranges of shards, counted from 0.
         progress: print progress lines with tokens/s.
 
     Raises:
-        StreamgaugeError: rows of one token; the subject computes in float16; the layer, the range
+        StreamgaugeError: rows of one token; the subject computes in float16; the layer, the part
             or a token id does not exist; no gradient path; a gradient is not finite, or does not
             fit `dtype`, above or below (naming sequence, position and layer); the store cannot be
             written. Finished shards stay and are skipped by the next attempt.
     """
     n_sequences, n_positions = check_request(subject, tokens, layer, dtype, "gradients")
-    rows = stores.rows_per_chunk_and_shard(n_positions)[1]
-    stop = n_sequences if stop is None else stop
-    shard_writer.check_range(start, stop, n_sequences, rows, str(scratch))
     stores.create_gradients(
         scratch,
         n_sequences=n_sequences,
@@ -177,23 +172,10 @@ def harvest(
         ["gradients"],
         make,
         batch_size=batch_size,
-        start=start,
-        stop=stop,
+        part=part,
         label=f"gradients L{layer:02d}" if progress else None,
         pinned=torch.device(subject.device).type == "cuda",
     )
-
-
-def finish(scratch: Path | str) -> dict:
-    """The manifest's facts of a harvested store; `stores.commit` checks that it is whole.
-
-    Returns:
-        n_sequences, n_positions, d_model, dtype, layer, hook_name, computed_in, units.
-    """
-    store = stores.Store(scratch)
-    shape = store.array("gradients").shape
-    sizes = dict(zip(("n_sequences", "n_positions", "d_model"), shape, strict=True))
-    return sizes | store.attributes | {"units": {"gradients": UNITS}}
 
 
 def dtype_of(subject) -> str:

@@ -5,7 +5,6 @@ from growing with the corpus, and makes a resumed harvest, or one spread over ma
 an uninterrupted one bit for bit.
 """
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,6 @@ import torch
 
 from streamgauge import hooks, shard_writer, stores
 from streamgauge.errors import StreamgaugeError
-from streamgauge.progress import Progress
-from streamgauge.spectra import SINK_FACTOR
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 # `dtype: auto` looks at this many first sequences, and wants this much room above what it sees
@@ -30,13 +27,12 @@ def harvest(
     *,
     dtype: str = "auto",
     batch_size: int = 8,
-    start: int = 0,
-    stop: int | None = None,
+    part: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> None:
-    """Write the shards of sequences ``[start, stop)`` that `scratch` does not hold yet.
+    """Write the shards of a part of the store that `scratch` does not hold yet.
 
-    Any number of processes may harvest disjoint ranges into one `scratch`; `finish` completes it.
+    Any number of processes may harvest parts into one `scratch`; `gather.activations` completes it.
 
     Args:
         subject: a `subjects.Subject`.
@@ -47,12 +43,11 @@ def harvest(
             it runs in 16 bits; else float16 if the first sequences use at most half its range,
             else bfloat16.
         batch_size: sequences in one forward pass.
-        start, stop: range of sequences, on shard boundaries (`stores.rows_per_chunk_and_shard`)
-            or the end; all by default.
+        part: (i, n), the i-th of n ranges of shards, counted from 0.
         progress: print progress lines with tokens/s.
 
     Raises:
-        StreamgaugeError: the layer, the range or a token id does not exist; an activation is not
+        StreamgaugeError: the layer, the part or a token id does not exist; an activation is not
             finite or does not fit `dtype` (naming sequence, position and layer); the store cannot
             be written. Finished shards stay and are skipped by the next attempt.
     """
@@ -63,8 +58,6 @@ def harvest(
             f"dtype {dtype!r} is not one of {', '.join(DTYPES)}", where="harvest.dtype"
         )
     rows = stores.rows_per_chunk_and_shard(n_positions)[1]
-    stop = n_sequences if stop is None else stop
-    shard_writer.check_range(start, stop, n_sequences, rows, str(scratch))
     run = _Forward(subject, tokens, layer)
     first_batches = shard_writer.batches(0, rows, n_sequences, batch_size)
     first_batches = first_batches[: -(-_PROBE_SEQUENCES // batch_size)]
@@ -84,82 +77,12 @@ def harvest(
             ["activations"],
             lambda at, upto: {"activations": run(at, upto)},
             batch_size=batch_size,
-            start=start,
-            stop=stop,
+            part=part,
             label=f"harvest L{layer:02d}" if progress else None,
             pinned=torch.device(subject.device).type == "cuda",
         )
     except shard_writer.NotFinite as fault:
         raise run.explain(fault, store.attributes["dtype"]) from None
-
-
-def finish(scratch: Path | str, *, progress: bool = True) -> dict:
-    """Complete a harvested store: norms, means, sink threshold. Run once, after every range.
-
-    One pass over the activations, as stored; memory does not depend on their number. The median
-    of the norms is exact.
-
-    Returns:
-        The manifest's facts: n_sequences, n_positions, d_model, dtype, layer, hook_name,
-        median_norm, sink_threshold (10 × median_norm), n_sink (tokens that ``no_sink`` leaves
-        out: position 0 and norms above the threshold), units.
-
-    Raises:
-        StreamgaugeError: a shard is missing (naming it), or no token is left in ``no_sink``.
-    """
-    store = stores.Store(scratch, writable=True)
-    n, n_positions, d_model = store.array("activations").shape
-    chunk, shard = store.array("norm").chunks[0], store.shard_rows("norm")
-    label = f"summarise L{store.attributes['layer']:02d}"
-    bar = Progress(n * n_positions, "tokens", label) if progress else None
-    first = np.zeros(d_model)  # sum over position 0
-    rest = np.zeros(d_model)
-    for a in range(0, n, shard):
-        norms = []
-        for b in range(a, min(n, a + shard), chunk):
-            x = stores.decode(store.read("activations", b, min(b + chunk, a + shard)))
-            x = x.astype(np.float64)
-            norms.append(np.sqrt(np.einsum("ntd,ntd->nt", x, x)).astype(np.float32))
-            first += x[:, 0].sum(0)
-            rest += x[:, 1:].sum((0, 1))
-            if bar:
-                bar.update(x.shape[0] * n_positions)
-        store.write("norm", a, np.concatenate(norms))
-    median = _median(lambda: (store.read("norm", a, a + shard) for a in range(0, n, shard)))
-    threshold = SINK_FACTOR * median
-    # sinks beyond position 0 are few: read their chunks again and take them out
-    kept, no_sink = 0, rest.copy()
-    for a in range(0, n, shard):
-        keep = stores.no_sink(store.read("norm", a, a + shard), threshold)
-        kept += int(keep.sum())
-        dropped = ~keep
-        dropped[:, 0] = False
-        for b in range(0, len(keep), chunk):
-            if dropped[b : b + chunk].any():
-                x = stores.decode(store.read("activations", a + b, min(a + b + chunk, a + shard)))
-                no_sink -= x[dropped[b : b + chunk]].astype(np.float64).sum(0)
-    n_tokens = n * n_positions
-    if not kept:
-        raise StreamgaugeError(
-            "every token is a sink (position 0, or a norm above 10 medians)",
-            where=str(scratch),
-            remedy="Use a context length of at least 2.",
-        )
-    store.write_all("mean", np.stack([(first + rest) / n_tokens, no_sink / kept]))
-    store.write_all("median_norm", median)
-    store.write_all("sink_threshold", threshold)
-    if bar:
-        bar.close()
-    return {
-        "n_sequences": n,
-        "n_positions": n_positions,
-        "d_model": d_model,
-        **store.attributes,
-        "median_norm": median,
-        "sink_threshold": threshold,
-        "n_sink": n_tokens - kept,
-        "units": {"activations": "1", "norm": "1", "mean": "1"},
-    }
 
 
 class _Forward:
@@ -219,25 +142,3 @@ def _choose_dtype(run: _Forward, first_batches: list[tuple[int, int]], scratch: 
     largest = max(h.abs().max().item() for h in probed)
     # NaN compares false: such a model fails on its first batch, by the token's name
     return "bfloat16" if largest * _HEADROOM > torch.finfo(torch.float16).max else "float16"
-
-
-def _median(blocks: Callable[[], Iterator[np.ndarray]]) -> float:
-    """Exact median of non-negative float32 values that `blocks` gives anew on every call.
-
-    Their bit patterns sort as they do, so two counts of 16 bits each find any rank.
-    """
-    high = np.zeros(1 << 16, np.int64)
-    for block in blocks():
-        high += np.bincount(block.ravel().view(np.uint32) >> 16, minlength=1 << 16)
-    n = int(high.sum())
-    middle = []
-    for rank in ((n - 1) // 2, n // 2):
-        top = int(np.searchsorted(high.cumsum(), rank, side="right"))
-        low = np.zeros(1 << 16, np.int64)
-        for block in blocks():
-            bits = block.ravel().view(np.uint32)
-            low += np.bincount(bits[bits >> 16 == top] & 0xFFFF, minlength=1 << 16)
-        rank -= int(high[:top].sum())
-        bottom = int(np.searchsorted(low.cumsum(), rank, side="right"))
-        middle.append(np.array([top << 16 | bottom], np.uint32).view(np.float32)[0])
-    return float(np.mean(middle, dtype=np.float64))

@@ -22,9 +22,7 @@ from streamgauge import gradients, hooks, shard_writer, stores
 from streamgauge.errors import StreamgaugeError
 from streamgauge.gradients import Pullback
 
-UNITS = "sqrt(nats) per unit of activation"
 SCOPES = ("downstream", "same_position")
-FACTOR = "diag(sqrt(p)) - p sqrt(p)^T"
 # what a stream of random numbers is for; part of its seed
 _PROBE, _SHIFT, _POSITIONS = range(3)
 
@@ -184,14 +182,13 @@ def harvest(
     seed: int = 0,
     same_positions: int = 0,
     diagonal: int = 0,
-    start: int = 0,
-    stop: int | None = None,
+    part: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> None:
-    """Write the probes of sequences ``[start, stop)`` that `scratch` does not hold yet.
+    """Write the probes of a part of the store that `scratch` does not hold yet.
 
-    Any number of processes may harvest disjoint ranges into one `scratch`; a shard's bytes depend
-    on its own rows, the seed and the batch size only.
+    Any number of processes may harvest parts into one `scratch`, which `gather.probes` checks; a
+    shard's bytes depend on its own rows, the seed and the batch size only.
 
     Args:
         subject: a `subjects.Subject` in `gradients.computed_in` of its dtype.
@@ -202,22 +199,18 @@ def harvest(
         dtype: stored as ``bfloat16``, ``float16`` or ``float32``.
         batch_size: sequences in one pass; two tables of batch × position × vocabulary are held.
         seed, same_positions, diagonal: see `draw`.
-        start, stop: range of sequences, on shard boundaries (shards hold about 16,384 / (count +
-            diagonal) tokens) or the end; all by default.
+        part: (i, n), the i-th of n ranges of shards, counted from 0.
         progress: print progress lines with tokens/s.
 
     Raises:
         StreamgaugeError: no probe is asked for, or more sampled positions than there are; rows of
-            one token; the subject computes in float16; the layer, the range or a token id does not
+            one token; the subject computes in float16; the layer, the part or a token id does not
             exist; no gradient path; a probe is not finite, or does not fit `dtype`, above or below
             (naming sequence, position and layer); the store cannot be written. Finished shards
             stay and are skipped by the next attempt.
     """
     n_sequences, n_positions = gradients.check_request(subject, tokens, layer, dtype, "probes")
     _check_counts(count, same_positions, diagonal, n_positions)
-    rows = stores.rows_per_chunk_and_shard(n_positions, count + diagonal)[1]
-    stop = n_sequences if stop is None else stop
-    shard_writer.check_range(start, stop, n_sequences, rows, str(scratch))
     stores.create_probes(
         scratch,
         n_sequences=n_sequences,
@@ -257,8 +250,7 @@ def harvest(
         names,
         make,
         batch_size=batch_size,
-        start=start,
-        stop=stop,
+        part=part,
         label=f"probes L{layer:02d}" if progress else None,
         pinned=torch.device(subject.device).type == "cuda",
     )
@@ -279,35 +271,3 @@ def _check_counts(count: int, same_positions: int, diagonal: int, n_positions: i
             " ones of a sequence",
             where="probes.same_positions",
         )
-
-
-def finish(scratch: Path | str) -> dict:
-    """The manifest's facts of a harvested store; `stores.commit` checks that it is whole.
-
-    Returns:
-        n_sequences, n_positions, d_model, n_probes, n_sampled_positions, n_shift_probes, dtype,
-        layer, hook_name, computed_in, seed, factor (of the Fisher information), scale, scope (of
-        every array) and units.
-    """
-    store = stores.Store(scratch)
-    n_sequences, n_positions, d_model, n_probes = store.array("probes").shape
-    scope = {
-        "probes": "downstream: the logits of this and all later positions",
-        "same_position": "same_position: the logits of the sampled position",
-        "shift": "downstream; what diag(p) has beyond the Fisher information",
-    }
-    scope = {name: text for name, text in scope.items() if name in store.names}
-    sampled = store.array("same_position").shape[1] if "same_position" in scope else 0
-    return {
-        "n_sequences": n_sequences,
-        "n_positions": n_positions,
-        "d_model": d_model,
-        "n_probes": n_probes,
-        "n_sampled_positions": sampled,
-        "n_shift_probes": store.array("shift").shape[-1] if "shift" in scope else 0,
-        **store.attributes,
-        "factor": FACTOR,
-        "scale": "1/sqrt(n_probes)",
-        "scope": scope,
-        "units": dict.fromkeys(scope, UNITS),
-    }

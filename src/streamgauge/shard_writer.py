@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from streamgauge import stores
+from streamgauge import shards, stores
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 
@@ -37,17 +37,6 @@ def shape_of(tokens) -> tuple[int, int]:
     return shape
 
 
-def check_range(start: int, stop: int, n_sequences: int, rows: int, where: str) -> None:
-    """Raise StreamgaugeError unless ``[start, stop)`` is made of whole shards of `rows` rows."""
-    for edge in (start, stop):
-        if not start <= edge <= n_sequences or start < 0 or (edge % rows and edge != n_sequences):
-            raise StreamgaugeError(
-                f"sequence {edge} is no shard boundary",
-                where=where,
-                remedy=f"Choose multiples of {rows}, or the end, {n_sequences}.",
-            )
-
-
 def batches(shard: int, rows: int, n_sequences: int, batch_size: int) -> list[tuple[int, int]]:
     """The batches ``[at, upto)`` of a shard of `rows` rows: none straddles its edges."""
     end = min(n_sequences, (shard + 1) * rows)
@@ -60,35 +49,38 @@ def write_shards(
     make: Callable[[int, int], Mapping[str, Tensor]],
     *,
     batch_size: int,
-    start: int,
-    stop: int,
+    part: tuple[int, int],
     label: str | None,
     pinned: bool,
 ) -> None:
-    """Write the shards of sequences ``[start, stop)`` that `store` does not hold yet.
+    """Write the shards of a part of `store` that it does not hold yet.
 
     Args:
         store: open for writing; its arrays `names` share their shards.
         names: arrays that `make` gives, the first of shape (sequence, position, ...).
         make: (at, upto) -> array name -> rows ``[at, upto)``.
         batch_size: rows asked for at once.
-        start, stop: on shard boundaries or the end.
+        part: (i, n), see `shards.of_part`.
         label: of the progress lines; None for none.
         pinned: use page-locked buffers, for a model on CUDA.
 
     Raises:
         NotFinite: a value is not finite as stored. Shards already whole are kept.
+        StreamgaugeError: there is no such part; the store cannot be written.
     """
     n_sequences, n_positions = store.array(names[0]).shape[:2]
     rows = store.shard_rows(names[0])
-    mine = range(start // rows, -(-stop // rows))
+    mine = shards.of_part(part, store.n_shards(names[0]))
     missing = {shard for name in names for shard in store.missing(name)}
     todo = [shard for shard in mine if shard in missing]
     bar = None
     if label:
-        n_todo = sum(min(stop, (shard + 1) * rows) - shard * rows for shard in todo)
-        done = (stop - start - n_todo) * n_positions
-        bar = Progress((stop - start) * n_positions, "tokens", label, done=done)
+        whole, rest = (
+            sum(min(n_sequences, (shard + 1) * rows) - shard * rows for shard in some)
+            for some in (mine, todo)
+        )
+        done = (whole - rest) * n_positions
+        bar = Progress(whole * n_positions, "tokens", label, done=done)
     with _Writer(store, names, min(rows, n_sequences), pinned) as writer:
         for shard in todo:
             first, end = shard * rows, min(n_sequences, (shard + 1) * rows)

@@ -1,9 +1,7 @@
 """The stores of the pipeline: activations, gradients and probes of a layer, token rows.
 
-How a store is written, resumed and committed is in `zarr_store`, whose names are found here too.
-Arrays over tokens are cut into chunks of about 2,048 tokens (what is read at once) inside shards
-of about 16,384 (one file, what is written at once; fewer where a token carries many vectors), both
-of whole sequences. Chunks of one layer's stores hold the same sequences.
+How a store is written and committed is in `zarr_store`, how it is cut in `shards`, where it is
+made in `unfinished`; their names are found here too.
 """
 
 import hashlib
@@ -11,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from streamgauge.shards import n_parts, rows_per_chunk_and_shard
 from streamgauge.spectra import TOKEN_SETS
-from streamgauge.zarr_store import Array, Store, commit, create, scratch, working, writing
+from streamgauge.unfinished import scratch, working, writing
+from streamgauge.zarr_store import Array, Store, commit, create
 
 __all__ = [
     "TOKEN_SETS",
@@ -27,6 +27,7 @@ __all__ = [
     "create_gradients",
     "create_probes",
     "decode",
+    "n_parts",
     "no_sink",
     "open_tokens",
     "read_tokens",
@@ -37,18 +38,8 @@ __all__ = [
     "writing",
 ]
 
-TOKENS_PER_CHUNK = 2048
-TOKENS_PER_SHARD = 16384
-
-
-def rows_per_chunk_and_shard(n_positions: int, per_token: int = 1) -> tuple[int, int]:
-    """Sequences in a chunk and in a shard, for rows of `n_positions` tokens.
-
-    Chunks hold whole sequences, about 2,048 tokens; shards hold whole chunks, about 16,384 tokens
-    divided by `per_token`, the number of vectors that a token carries.
-    """
-    chunk = max(1, TOKENS_PER_CHUNK // n_positions)
-    return chunk, chunk * max(1, TOKENS_PER_SHARD // (chunk * n_positions * per_token))
+GRADIENT_UNITS = "nats per unit of activation"
+PROBE_UNITS = "sqrt(nats) per unit of activation"
 
 
 def create_activations(
@@ -118,7 +109,7 @@ def create_gradients(
         ("sequence", "position", "d_model"),
         (n_sequences, n_positions, d_model),
         dtype,
-        "nats per unit of activation",
+        GRADIENT_UNITS,
         f"gradient of the sequence's summed loss by the residual stream after block {layer}",
         chunk,
         shard,
@@ -165,7 +156,7 @@ def create_probes(
     """
     per_token = n_probes + diagonal
     chunk, shard = rows_per_chunk_and_shard(n_positions, per_token)
-    where, units = f"after block {layer}", "sqrt(nats) per unit of activation"
+    where, units = f"after block {layer}", PROBE_UNITS
 
     def array(name, dims, shape, what, dtype=dtype, units=units):
         dims, shape = ("sequence", *dims), (n_sequences, *shape)

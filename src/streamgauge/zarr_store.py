@@ -9,15 +9,13 @@ A shard file appears under its own name only when it is whole, so an existing sh
 finished one: resuming is skipping, and any number of processes may write disjoint shards.
 """
 
-import contextlib
-import errno
 import json
 import math
 import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +24,8 @@ import zarr
 from zarr.storage import MemoryStore
 
 from streamgauge.errors import StreamgaugeError
+from streamgauge.unfinished import SPEC, is_scratch, remove_siblings, writing
 
-_SPEC = "spec.json"
 _BFLOAT16 = {
     "stored_as": "bfloat16",
     "decoding": "bit patterns as uint16; shifted left by 16 they are the float32 values",
@@ -36,16 +34,6 @@ _COORDINATE_ATTRIBUTES = {
     "sequence": {"units": "row", "long_name": "row of token ids"},
     "position": {"units": "token", "long_name": "position in the row"},
     "token_set": {"long_name": "tokens counted: all, or without position 0 and norm sinks"},
-}
-_REMEDIES = {
-    errno.ENOSPC: "Free space on that file system and run again",
-    errno.EDQUOT: "Free space within the quota and run again",
-    errno.EFBIG: "Raise the file size limit (ulimit -f) and run again",
-    errno.EACCES: "Make the directory writable for this user and run again",
-    errno.EPERM: "Make the directory writable for this user and run again",
-    errno.EROFS: "Write to a file system that is not read-only and run again",
-    errno.ENOTDIR: "Move away the file that lies where a directory belongs and run again",
-    errno.EEXIST: "Move away the file that lies where a directory belongs and run again",
 }
 
 
@@ -73,58 +61,6 @@ class Array:
     chunk: int | None = None
     shard: int | None = None
     attributes: Mapping = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def writing(path: Path | str) -> Iterator[None]:
-    """Turn an operating system's refusal to write below `path` into one readable error."""
-    try:
-        yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno, "Put that right and run again")
-        raise StreamgaugeError(
-            f"cannot write: {error.strerror or error}",
-            where=str(error.filename or path),
-            remedy=f"{remedy}; what was already written below {path} is kept and resumed.",
-        ) from error
-
-
-def scratch(final: Path | str, spec: str) -> Path:
-    """The directory in which `final` is being made: ``.{name}.partial`` beside it.
-
-    An earlier attempt's directory is kept when it was begun for the same `spec` (the canonical
-    JSON string of the artifact) and removed otherwise. Processes that share a store may all call
-    this, unless one for another spec may still lie there: then one of them calls it first.
-
-    Raises:
-        StreamgaugeError: the directory cannot be made or replaced.
-    """
-    final = Path(final)
-    path = final.with_name(f".{final.name}.partial")
-    mark = path / _SPEC
-    with writing(path):
-        if path.is_dir() and not (mark.is_file() and mark.read_text() == spec):
-            shutil.rmtree(path)
-        if not path.is_dir():
-            # appears with its spec in it, so that processes starting together agree
-            begun = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-            begun.mkdir(parents=True)
-            (begun / _SPEC).write_text(spec)
-            try:
-                begun.rename(path)
-            except OSError:
-                shutil.rmtree(begun)
-                if not path.is_dir():
-                    raise
-    return path
-
-
-@contextlib.contextmanager
-def working(final: Path | str, spec: str) -> Iterator[Path]:
-    """A `scratch` directory for work that leaves no store: removed once the work has succeeded."""
-    work = scratch(final, spec)
-    yield work
-    shutil.rmtree(work)
 
 
 def create(
@@ -229,7 +165,8 @@ def commit(scratch: Path | str, final: Path | str) -> None:
             shutil.rmtree(final)
         os.replace(scratch, final)
         # only now: until the rename, the spec is what saves the work from a restart
-        (final / _SPEC).unlink(missing_ok=True)
+        (final / SPEC).unlink(missing_ok=True)
+    remove_siblings(final, scratch)
 
 
 class Store:
@@ -326,6 +263,11 @@ class Store:
         except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
             raise self._broken(name, shards[0], f"is unreadable ({error})") from error
 
+    def remove(self, name: str, shard: int) -> None:
+        """Remove a shard of array `name`, so that it counts as not made."""
+        with writing(self.path):
+            self._file(name, shard).unlink(missing_ok=True)
+
     def _file(self, name: str, shard: int) -> Path:
         ndim = self.array(name).ndim
         key = [str(shard), *["0"] * (ndim - 1)] if ndim else []
@@ -373,6 +315,8 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _remake(path: Path) -> str:
+    if is_scratch(path):
+        return "Delete that directory and run again."
     manifest = path.with_suffix(".json")
     return (
         f"Delete {manifest} and the store and run snakemake again to remake it;"

@@ -1,20 +1,19 @@
-"""Gradients of the summed loss of one layer over one split."""
+"""Gradients of the summed loss of one layer over one split: the shards of one part."""
+
+from pathlib import Path
 
 from streamgauge import gradients, manifest, provenance, stores, subjects
 from streamgauge.jobs import job
 
 with job(snakemake.log[0], snakemake.threads):
-    spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
+    spec, source, at = snakemake.params.spec, snakemake.input, snakemake.wildcards
     dtype = gradients.computed_in(manifest.read(source.subject)["facts"]["dtype"])
-    made_from = [source.subject, source.tokens]
-    scratch = stores.scratch(out.store, manifest.identity(spec, made_from))
+    final = Path(snakemake.output[0]).with_name(f"gradients-{at.split}.zarr")
     gradients.harvest(
         subjects.load(source.model, snakemake.resources.device, dtype),
         stores.open_tokens(source.token_store),
-        int(snakemake.wildcards.ell),
-        scratch,
+        int(at.ell),
+        stores.scratch(final, manifest.identity(spec, [source.subject, source.tokens])),
         **provenance.settings(spec, "gradients"),
+        part=(int(at.part), int(at.parts)),
     )
-    facts = gradients.finish(scratch)
-    stores.commit(scratch, out.store)
-    manifest.write(out.manifest, spec, [out.store], made_from, facts)

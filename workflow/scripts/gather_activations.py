@@ -1,0 +1,12 @@
+"""Activations of one layer over one split: checked, completed, committed."""
+
+from streamgauge import gather, manifest, stores
+from streamgauge.jobs import job
+
+with job(snakemake.log[0], snakemake.threads):
+    spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
+    made_from = [source.subject, source.tokens]
+    scratch = stores.scratch(out.store, manifest.identity(spec, made_from))
+    facts = gather.activations(scratch, source.parts)
+    stores.commit(scratch, out.store)
+    manifest.write(out.manifest, spec, [out.store], made_from, facts)
