@@ -65,7 +65,7 @@ def beside(path: Path) -> Iterator[Path]:
 
     The folder and all that is left in it are removed at the end.
     """
-    folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    folder = _folder(path)
     folder.mkdir(parents=True)
     try:
         yield folder / path.name
@@ -76,4 +76,12 @@ def beside(path: Path) -> Iterator[Path]:
 def remove_leftovers(path: Path) -> None:
     """Remove the folders that other writers of `path` left beside it; call once it is whole."""
     for folder in path.parent.glob(f".{glob.escape(path.name)}.{_HEX}.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
+        taken = _folder(path)
+        # renamed first: to a writer that is alive after all, it is gone at once and altogether
+        with contextlib.suppress(OSError):
+            folder.rename(taken)
+            shutil.rmtree(taken)
+
+
+def _folder(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
