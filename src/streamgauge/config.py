@@ -9,7 +9,6 @@ are checked here too.
 import copy
 import math
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -24,12 +23,15 @@ from streamgauge.wording import (
     load_schema,
     nearest,
     node_of,
+    refuse,
     shown,
     worded,
 )
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
-_DEEPEST = 50
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tab and new line
+# levels of nesting, values, and whole numbers that a configuration can hold
+_DEEPEST, _MOST, _LARGEST = 50, 10_000, 2**64
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -50,7 +52,10 @@ def load(paths: Iterable[str | Path]) -> dict:
     """
     merged: dict = {}
     for path in paths:
-        merged = _merge(merged, yaml_file.read(path))
+        try:
+            merged = _merge(merged, yaml_file.read(path))
+        except RecursionError:
+            raise StreamgaugeError("nested without end", where=str(path)) from None
     return merged
 
 
@@ -78,13 +83,12 @@ def validate(config: Any, where: str = "config.yaml") -> dict:
         A new mapping with every default filled in; `config` is left as it is.
 
     Raises:
-        StreamgaugeError: naming every fault found.
+        StreamgaugeError: naming the faults found, at most fifty of them.
     """
-    faults = list(_unreadable(config, ""))
-    if faults:
-        _refuse(faults, where)
     schema = load_schema()
+    _refuse_unreadable(config, where)
     config = _normalised(copy.deepcopy(config), schema)
+    _refuse_unreadable(config, where)  # 1e300 is a whole number by now where one is asked for
     errors = list(_validator().iter_errors(config))
     faults = [text for error in errors for text in worded(error, config)]
     if isinstance(config, dict):
@@ -92,8 +96,7 @@ def validate(config: Any, where: str = "config.yaml") -> dict:
         faulty = {error.absolute_path[0] if error.absolute_path else None for error in errors}
         missing = {key for key in schema["required"] if key not in config}
         faults += _cross_checks(config, faulty | missing)
-    if faults:
-        _refuse(faults, where)
+    refuse(faults, where)
     return config
 
 
@@ -104,33 +107,40 @@ def _validator():
     return Draft202012Validator(load_schema())
 
 
-def _refuse(faults: list[str], where: str) -> None:
-    faults = list(dict.fromkeys(faults))
-    if len(faults) == 1:
-        raise StreamgaugeError(faults[0], where=where)
-    listed = "".join(f"\n  - {fault}" for fault in faults)
-    raise StreamgaugeError(f"{len(faults)} faults{listed}", where=where)
+def _refuse_unreadable(config: Any, where: str) -> None:
+    """Refuse what no JSON value can be, and what would trip a schema validator."""
+    faults = []
+    for n, fault in enumerate(_values(config, "")):
+        if n == _MOST:  # a few aliases of aliases stand for billions
+            refuse([f"the configuration holds more than {_MOST} values"], where)
+        faults += [fault] if fault else []
+    refuse(faults, where)
 
 
-def _unreadable(value: Any, path: str, above: tuple = ()) -> Iterator[str]:
-    """Faults that no JSON value can have, and that would trip a schema validator."""
+def _values(value: Any, path: str, above: tuple = ()) -> Iterator[str | None]:
+    """Every value of a configuration: what is wrong with it, or None."""
+    here = path or "the configuration"
+    fault = None
     if len(above) > _DEEPEST or any(value is other for other in above):
-        yield f"{path} is nested without end"
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                yield f"{join(path, repr(key))}: a key must be text; put {key!r} in quotes"
-            else:
-                yield from _unreadable(item, join(path, key), (*above, value))
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _unreadable(item, f"{path}[{i}]", (*above, value))
+        fault = f"{here} is nested without end"
     elif isinstance(value, float) and not math.isfinite(value):
-        yield f"{path} is {value}, not a finite number"
-    elif isinstance(value, int) and abs(value) > int(sys.float_info.max):
-        yield f"{path} is larger than any number a setting can be"
-    elif value is not None and not isinstance(value, str | int | float | bool):
-        yield f"{path} is {shown(value)} ({kind_of(value)}), not text, a number or a list"
+        fault = f"{here} is {value}, not a finite number"
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        fault = f"{here} is larger than any number a setting can be"
+    elif isinstance(value, str) and _CONTROL.search(value):
+        fault = f"{here} is {shown(value)}, which has a character that no text can hold"
+    elif value is not None and not isinstance(value, dict | list | str | int | float):
+        fault = f"{here} is {shown(value)} ({kind_of(value)}), not text, a number or a list"
+    yield fault
+    if fault:
+        return
+    for i, item in enumerate(value if isinstance(value, list) else ()):
+        yield from _values(item, f"{path}[{i}]", (*above, value))
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if isinstance(key, str):
+            yield from _values(item, join(path, key), (*above, value))
+        else:
+            yield f"{join(path, shown(key))}: a key must be text; put {shown(key)} in quotes"
 
 
 def _normalised(value: Any, schema: dict) -> Any:
@@ -148,8 +158,8 @@ def _normalised(value: Any, schema: dict) -> Any:
         value = number if math.isfinite(number) else value
     if isinstance(value, float) and "integer" in types and value.is_integer():
         return int(value)
-    if isinstance(value, int) and "number" in types:
-        return float(value)
+    if isinstance(value, int | float) and "number" in types:
+        return float(value) + 0.0  # -0.0 is 0.0
     return value
 
 
@@ -239,8 +249,8 @@ def _scratch(name: str, block: dict, config: dict, faulty: set) -> Iterator[str]
 def _between_lists(grid: dict) -> Iterator[str]:
     """Faults between the lists of the grid."""
     for budget in grid.get("seeds_at", ()):
-        if int(budget) not in grid["tokens"]:
-            yield f"grid.seeds_at.{budget}: grid.tokens has no such budget"
+        if budget not in map(str, grid["tokens"]):
+            yield f"{join('grid.seeds_at', budget)}: grid.tokens has no such budget"
     for name in grid.get("subjects", ()):
         layers = grid["layers"].get(name)
         if grid.get("depths") and layers and len(layers) != len(grid["depths"]):

@@ -1,14 +1,22 @@
 """What a study's grid asks for, held against what its subjects are."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from streamgauge import manifest
+from streamgauge import manifest, scatter
 from streamgauge.errors import StreamgaugeError
+from streamgauge.wording import refuse
+
+_SHAPE = ("d_model", "n_layers", "vocab_size")
+# cells of a study, and parts of one store, that a scheduler can plan
+_MOST_CELLS, _MOST_PARTS = 100_000, 10_000
 
 
 def check_grid(config: Mapping, results: str | Path) -> None:
-    """Refuse layers, sparsities and subspaces that a subject cannot have, before any job starts.
+    """Refuse what a subject cannot have, and more than can be planned, before any job starts.
+
+    Layers, sparsities and subspaces are held against the shapes of the subjects.
 
     Subjects whose shape nothing tells yet are not checked; the first job that needs the layer says
     the same.
@@ -18,9 +26,9 @@ def check_grid(config: Mapping, results: str | Path) -> None:
         results: the folder of artifacts.
 
     Raises:
-        StreamgaugeError: naming every fault.
+        StreamgaugeError: naming the faults.
     """
-    faults = []
+    faults = list(_too_many(config))
     for name in config["grid"]["subjects"]:
         shape = shape_of(name, config["subjects"][name], results)
         if shape:
@@ -37,8 +45,7 @@ def check_grid(config: Mapping, results: str | Path) -> None:
                 f"imports.{name}.layer is {block['layer']}, but {block['subject']} has the layers"
                 f" 0 to {shape['n_layers'] - 1}"
             )
-    if faults:
-        raise StreamgaugeError("; ".join(faults), where="config.yaml")
+    refuse(faults, "config.yaml")
 
 
 def shape_of(name: str, block: Mapping, results: str | Path) -> Mapping | None:
@@ -48,11 +55,46 @@ def shape_of(name: str, block: Mapping, results: str | Path) -> Mapping | None:
         name: the subject's.
         block: its block of the configuration: ``expect``, or the shape of a ``scratch`` model.
         results: the folder of artifacts; ``subject.json`` tells once the subject is prepared.
+
+    Raises:
+        StreamgaugeError: ``subject.json`` is no manifest of a model.
     """
     path = Path(results) / name / "subject.json"
     if path.is_file():
-        return manifest.read(path)["facts"]
+        facts = manifest.read(path)["facts"]
+        sizes = [facts.get(key) for key in _SHAPE] if isinstance(facts, Mapping) else [None]
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise StreamgaugeError(
+                "says no shape of a model",
+                where=str(path),
+                remedy=f"Remove {path} and run snakemake again.",
+            )
+        return facts
     return block if block["source"] == "scratch" else block.get("expect")
+
+
+def _too_many(config: Mapping) -> Iterator[str]:
+    grid, suite = config["grid"], config["crosslingual"]
+    runs = sum(len(grid["seeds_at"].get(str(budget), grid["seeds"])) for budget in grid["tokens"])
+    layers = sum(len(grid["layers"][name]) for name in grid["subjects"])
+    lists = (grid[key] for key in ("corpora", "expansion", "k", "objectives"))
+    saes = layers * runs * math.prod(map(len, lists))
+    patched = (
+        suite["layers"][name] + suite["ard_layers"].get(name, []) for name in suite["subjects"]
+    )
+    lists = (suite[key] for key in ("prompts", "k_sub", "sources", "penalties"))
+    cells = sum(map(len, patched)) * math.prod(map(len, lists))
+    for count, block in ((saes, "grid"), (cells, "crosslingual")):
+        if count > _MOST_CELLS:
+            yield f"{block} asks for {count:,} combinations; allowed: at most {_MOST_CELLS:,}"
+    for stage, tokens in config["scatter"].items():
+        for corpus in grid["corpora"]:
+            n = max(scatter.n_parts(config, stage, corpus, split) for split in ("train", "eval"))
+            if n > _MOST_PARTS:
+                yield (
+                    f"scatter.{stage} is {tokens}, which cuts a store of {corpus} into {n:,} parts;"
+                    f" allowed: at most {_MOST_PARTS:,}"
+                )
 
 
 def _suite_faults(name: str, suite: Mapping, facts: Mapping, ard_k_sub: int) -> Iterator[str]:
@@ -76,10 +118,10 @@ def _faults(name: str, grid: Mapping, facts: Mapping) -> Iterator[str]:
             yield (
                 f"grid.layers.{name}[{i}] is {layer}, but {name} has the layers 0 to {n_layers - 1}"
             )
-    for expansion in grid["expansion"]:
-        for i, k in enumerate(grid["k"]):
-            if k > expansion * d_model:
-                yield (
-                    f"grid.k[{i}] is {k}, more than the {expansion * d_model} latents of an SAE"
-                    f" on {name} (expansion {expansion} x d_model {d_model})"
-                )
+    expansion = min(grid["expansion"])
+    for i, k in enumerate(grid["k"]):
+        if k > expansion * d_model:
+            yield (
+                f"grid.k[{i}] is {k}, more than the {expansion * d_model} latents of an SAE"
+                f" on {name} (expansion {expansion} x d_model {d_model})"
+            )

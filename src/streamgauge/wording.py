@@ -12,6 +12,8 @@ import yaml
 from streamgauge.errors import StreamgaugeError
 
 SCHEMA = Path("workflow/schemas/config.schema.yaml")
+# characters of the user's own that a message repeats, and faults that it lists
+_LONGEST, _MOST_LISTED = 60, 50
 
 
 @cache
@@ -64,7 +66,7 @@ def worded(error, config: Any) -> Iterator[str]:
                 says = child.get("description", "").rstrip(".")
                 yield f"{join(path, key)} is missing; allowed: {_allowed(child)} ({says})"
     elif rule == "not":  # a reserved name
-        yield f"{join(path, str(value))}: the name {value!r} is taken by the layout of results"
+        yield f"{join(path, str(value))}: the name {shown(value)} is taken by the layout of results"
     elif rule == "oneOf":
         ways = " or ".join(f"({option['title']})" for option in error.validator_value)
         yield f"{here} needs exactly one of {ways}"
@@ -88,7 +90,9 @@ def worded(error, config: Any) -> Iterator[str]:
 
 def _unknown_key(key: str, path: str, schema: dict) -> str:
     if schema.get("patternProperties"):
-        allowed = load_schema()["$defs"]["name"]["description"].rstrip(".")
+        name = load_schema()["$defs"]["name"]
+        named_freely = name["pattern"] in schema["patternProperties"]
+        allowed = (name if named_freely else schema)["description"].rstrip(".")
         return f"{path}: {shown(key)} is not a usable name; allowed: {allowed}"
     valid = list(schema["properties"])
     hint = nearest(key, valid)
@@ -141,8 +145,21 @@ def _allowed(schema: dict) -> str:
 
 def nearest(word: str, valid: Iterable[str]) -> str:
     """A hint at the word of `valid` nearest to `word`, or nothing."""
-    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word[:_LONGEST], list(valid), n=1, cutoff=0.6)
     return f" (nearest: {near[0]})" if near else ""
+
+
+def refuse(faults: Iterable[str], where: str) -> None:
+    """Raise all of `faults` as one error, a line each where they are several; nothing for none."""
+    faults = list(dict.fromkeys(faults))
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise StreamgaugeError(faults[0], where=where)
+    more = len(faults) - _MOST_LISTED
+    listed = faults[:_MOST_LISTED] + ([f"and {more} more"] if more > 0 else [])
+    lines = "".join(f"\n  - {fault}" for fault in listed)
+    raise StreamgaugeError(f"{len(faults)} faults{lines}", where=where)
 
 
 def _path(parts: Iterable[str | int]) -> str:
@@ -154,14 +171,24 @@ def _path(parts: Iterable[str | int]) -> str:
 
 def join(path: str, key: str) -> str:
     """The path of `key` below `path`."""
-    return f"{path}.{key}" if path else key
+    return f"{path}.{named(key)}" if path else named(key)
+
+
+def named(word: str) -> str:
+    """A word of the user's as it stands, or as `shown` where it would not read as one word."""
+    usual = word.isprintable() and 0 < len(word) <= _LONGEST and not re.search(r"\s", word)
+    return word if usual else shown(word)
 
 
 def shown(value: Any) -> str:
-    """A value as YAML writes it, cut short."""
+    """A value as YAML writes it, on one line and cut short."""
     words = {"None": "null", "True": "true", "False": "false"}
-    text = words.get(repr(value), repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more digits, or deeper, than Python writes
+        text = f"{kind_of(value)} too large to show"
+    text = words.get(text, text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def kind_of(value: Any) -> str:
