@@ -86,6 +86,18 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="RATE",
         help="sustained rate of one accelerator in TFLOP/s (%(default)g)",
     )
+    price.add_argument(
+        "--stores",
+        action="store_true",
+        help="list the stores too: disk, files, parts, and the reads that pay for them",
+    )
+    price.add_argument(
+        "--gb-per-s",
+        type=float,
+        default=1.0,
+        metavar="RATE",
+        help="rate at which one job reads a store in GB/s (%(default)g)",
+    )
     price.set_defaults(run=_estimate)
 
     gap = commands.add_parser(
@@ -146,13 +158,16 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    from streamgauge import estimate
+    from streamgauge import estimate, layout
 
     root, valid, _ = _project(options, ".")
     shapes = estimate.shapes(valid, root / "results")
     table = estimate.estimate(valid, shapes, tflops=options.tflops)
     print(f"study {valid['study']}, as if nothing were there yet")
     print(estimate.describe(table, options.tflops))
+    if options.stores:
+        rates = {"tflops": options.tflops, "gb_per_s": options.gb_per_s}
+        print("\n" + layout.describe(layout.layout(valid, shapes, **rates), **rates))
     return 0
 
 
