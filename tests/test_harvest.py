@@ -129,9 +129,9 @@ def test_finished_shards_are_skipped_and_batches_stay_aligned(subject, tokens, t
     assert tree_digest(tmp_path / "again.zarr") == tree_digest(tmp_path / "whole.zarr")
 
 
-def test_tokens_may_be_a_zarr_array(subject, tokens, tmp_path):
+def test_tokens_may_lie_on_disk(subject, tokens, tmp_path):
     stores.store_tokens(tmp_path / "tokens.zarr", "{}", tokens[:140], tokens[:140])
-    lazy = stores.Store(tmp_path / "tokens.zarr").array("tokens")
+    lazy = stores.open_tokens(tmp_path / "tokens.zarr")
     make(subject, lazy, tmp_path / "lazy.zarr")
     make(subject, tokens[:140], tmp_path / "eager.zarr")
     assert tree_digest(tmp_path / "lazy.zarr") == tree_digest(tmp_path / "eager.zarr")

@@ -101,7 +101,7 @@ def lengthscales(manifests: Sequence[str | Path], paths: Sequence[str | Path]) -
     for record, path in zip(manifests, paths, strict=True):
         cell, store = manifest.cell(manifest.read(record)), stores.Store(path)
         measured, permuted, varying = (
-            store.array(x)[:] for x in ("log_lengthscale", "permuted", "varying")
+            store.read(x) for x in ("log_lengthscale", "permuted", "varying")
         )
         fits = np.concatenate([measured[None], permuted])[:, varying == 1] / np.log(10)
         names = ["measured", *map(str, range(len(permuted)))]

@@ -180,7 +180,7 @@ class States:
     def __init__(self, path: str | Path):
         self._store = stores.Store(path)
         self.n_layers, _, self.d_model = self._store.array("residual").shape
-        self.problems = [str(name) for name in self._store.array("problem")[:]]
+        self.problems = [str(name) for name in self._store.read("problem")]
         self.languages = tuple(self._store.attributes["languages"])
         self.n_problems = len(self.problems)
         self._held = (None, None)

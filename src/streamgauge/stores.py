@@ -4,13 +4,13 @@ How a store is written and committed is in `zarr_store`, how it is cut in `shard
 made in `unfinished`; their names are found here too.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from streamgauge.shards import n_parts, rows_per_chunk_and_shard
 from streamgauge.spectra import TOKEN_SETS
+from streamgauge.token_store import TokenTable, open_tokens, read_tokens, store_tokens
 from streamgauge.unfinished import scratch, working, writing
 from streamgauge.zarr_store import Array, Store, commit, create
 
@@ -21,6 +21,7 @@ __all__ = [
     "GradientStore",
     "ProbeStore",
     "Store",
+    "TokenTable",
     "commit",
     "create",
     "create_activations",
@@ -336,48 +337,3 @@ def decode(stored: np.ndarray) -> np.ndarray:
 
         return torch.from_numpy(stored).float().numpy()
     return stored.astype(np.float32, copy=False)
-
-
-def store_tokens(final: Path | str, spec: str, tokens: np.ndarray, document: np.ndarray) -> dict:
-    """Write a token store: ``tokens`` and ``document``, both int32 (sequence, position).
-
-    Returns:
-        The manifest's facts: n_sequences, n_positions, n_documents, units, and tokens_sha256 of
-        the ids alone: subjects that read the same ids can be compared sequence by sequence.
-    """
-    tokens, document = np.asarray(tokens), np.asarray(document)
-    n_positions = tokens.shape[1]
-    # token ids are a thousand times smaller than activations: larger chunks, same idea
-    chunk, shard = (32 * rows for rows in rows_per_chunk_and_shard(n_positions))
-    dims, rows = ("sequence", "position"), {"chunk": chunk, "shard": shard}
-    work = scratch(final, spec)
-    create(
-        work,
-        [
-            Array("tokens", dims, tokens.shape, "int32", "token id", "token ids", **rows),
-            Array("document", dims, tokens.shape, "int32", "1", "index of the source text", **rows),
-        ],
-        {"sequence": range(tokens.shape[0]), "position": range(n_positions)},
-    )
-    store = Store(work, writable=True)
-    store.write("tokens", 0, tokens)
-    store.write("document", 0, document)
-    commit(work, final)
-    return {
-        "n_sequences": tokens.shape[0],
-        "n_positions": n_positions,
-        "n_documents": len(np.unique(document[document >= 0])),
-        "tokens_sha256": hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
-        "units": {"tokens": "token id", "document": "1"},
-    }
-
-
-def open_tokens(path: Path | str):
-    """The token ids of a token store, (n_sequences, n_positions), read as they are sliced."""
-    return Store(path).array("tokens")
-
-
-def read_tokens(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """``(tokens, document)`` of a token store, both int32 (n_sequences, n_positions)."""
-    store = Store(path)
-    return store.read("tokens"), store.read("document")

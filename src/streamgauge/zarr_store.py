@@ -3,10 +3,10 @@
 Every store is a Zarr v3 group with named dimensions, coordinates and units, uncompressed, with
 consolidated metadata, so that ``xarray.open_zarr(path)`` opens it as it lies. Large arrays are
 cut along their first dimension only: chunks (what is read at once) inside shards (one file, what
-is written at once).
+is written at once). Every chunk carries a checksum (crc32c) that every read compares.
 
-A shard file appears under its own name only when it is whole, so an existing shard is a
-finished one: resuming is skipping, and any number of processes may write disjoint shards.
+A shard file appears under its own name only when it is whole, and replaces what lay there at once:
+resuming is skipping, and of any number of processes writing the same shards, readers see one.
 """
 
 import json
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from zarr.buffer import cpu
+from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from streamgauge.errors import StreamgaugeError
@@ -93,7 +95,7 @@ def create(
             chunks=_grid(array, array.chunk),
             shards=_grid(array, array.shard) if array.shard else None,
             dtype=stored,
-            compressors=None,
+            compressors=[Crc32cCodec()],
             dimension_names=array.dims,
             attributes={
                 "units": array.units,
@@ -110,7 +112,7 @@ def create(
             shape=values.shape,
             chunks=values.shape,
             dtype="string" if text else "int32",
-            compressors=None,
+            compressors=[Crc32cCodec()],
             config={"write_empty_chunks": True},
             dimension_names=(name,),
             attributes=_COORDINATE_ATTRIBUTES.get(name, {}),
@@ -159,13 +161,12 @@ def commit(scratch: Path | str, final: Path | str) -> None:
                 remedy="Run the stage again: it writes the missing shards only.",
             )
     with writing(final):
-        for stray in scratch.rglob("*.partial"):
-            stray.unlink()
         if final.exists():
             shutil.rmtree(final)
         os.replace(scratch, final)
-        # only now: until the rename, the spec is what saves the work from a restart
-        (final / SPEC).unlink(missing_ok=True)
+        # only now: to a writer that is still at it, its directory is gone
+        for stray in [final / SPEC, *final.rglob("*.partial")]:
+            stray.unlink(missing_ok=True)
     remove_siblings(final, scratch)
 
 
@@ -223,28 +224,31 @@ class Store:
 
         Raises:
             ValueError: the rows do not fill whole shards.
-            StreamgaugeError: the file system refuses; shards written before stay.
+            StreamgaugeError: the file system refuses, and shards written before stay; or another
+                process has finished or removed this work meanwhile.
         """
         array, rows = self.array(name), self.shard_rows(name)
         stop = start + len(values)
         if start % rows or (stop % rows and stop != array.shape[0]):
             raise ValueError(f"rows {start}:{stop} do not fill whole shards of {rows} rows")
-        with writing(self.path):
-            for shard in range(start // rows, -(-stop // rows)):
-                # a damaged file would be read back to be merged with the new rows
-                self._file(name, shard).unlink(missing_ok=True)
-            array[start:stop] = values
+        for first in range(start, stop, rows):
+            last = min(stop, first + rows)
+            self._write(name, slice(first, last), values[first - start : last - start])
 
     def write_all(self, name: str, values) -> None:
-        """Write the whole of array `name` (any shape, also a scalar)."""
-        with writing(self.path):
-            self.array(name)[...] = values
+        """Write the whole of array `name` (any shape, also a scalar).
+
+        Raises:
+            StreamgaugeError: as for `write`.
+        """
+        self._write(name, ..., values)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows ``[start, stop)`` of array `name` as stored; a scalar array gives its value.
 
         Raises:
-            StreamgaugeError: a shard in that range is missing, truncated or unreadable.
+            StreamgaugeError: a shard in that range is missing, truncated or unreadable, or a
+                checksum in it is wrong.
         """
         array = self.array(name)
         if not array.shape:
@@ -261,12 +265,44 @@ class Store:
         try:
             return array[start:stop] if array.shape else array[()]
         except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
-            raise self._broken(name, shards[0], f"is unreadable ({error})") from error
+            if len(shards) > 1:
+                for i in shards:  # the damaged one speaks up
+                    self.read(name, max(start, i * rows), min(stop, (i + 1) * rows))
+            problem = f"is damaged ({error})"
+            if "checksum" in str(error):
+                problem = "is damaged (its bytes do not fit their checksum)"
+            raise self._broken(name, shards[0], problem) from error
 
     def remove(self, name: str, shard: int) -> None:
         """Remove a shard of array `name`, so that it counts as not made."""
         with writing(self.path):
             self._file(name, shard).unlink(missing_ok=True)
+
+    def _write(self, name: str, at, values) -> None:
+        array, files = self.array(name), {}
+        # put together in memory: what lies there, whole or damaged, is neither read nor touched
+        # until the new file replaces it
+        declared = array.metadata.to_buffer_dict(cpu.buffer_prototype)
+        files.update(declared)
+        made = zarr.open_array(MemoryStore(files), mode="r+")
+        made.with_config({"write_empty_chunks": True})[at] = values
+        with writing(self.path):
+            for key in sorted(files.keys() - declared.keys()):
+                self._place(self.path / name / key, files.pop(key))
+
+    def _place(self, file: Path, content) -> None:
+        above = file.relative_to(self.path).parents
+        try:
+            # never the store itself: it may have got its final name meanwhile
+            for folder in reversed(above[:-1]):
+                (self.path / folder).mkdir(exist_ok=True)
+            _replace(file, content.as_buffer_like())
+        except FileNotFoundError:
+            raise StreamgaugeError(
+                "this work has been finished or removed by another process",
+                where=str(self.path),
+                remedy="Where no other job makes the same store, run again.",
+            ) from None
 
     def _file(self, name: str, shard: int) -> Path:
         ndim = self.array(name).ndim
@@ -288,11 +324,14 @@ class Store:
     def _expected_size(array: zarr.Array, shard: int) -> int | None:
         if array.dtype.kind not in "iuf":
             return None
-        chunk = math.prod(array.chunks) * array.dtype.itemsize
+        if any(codec != Crc32cCodec() for codec in array.compressors):
+            return None
+        chunk = math.prod(array.chunks) * array.dtype.itemsize + 4 * len(array.compressors)
         if array.shards is None:
             return chunk
         rows = min(array.shards[0], array.shape[0] - shard * array.shards[0])
-        # a shard is its chunks, then an index of two uint64 a chunk and a crc32c
+        # a shard is its chunks, each with its checksum, then an index of two uint64 a chunk
+        # with its own
         return -(-rows // array.chunks[0]) * chunk + 16 * array.shards[0] // array.chunks[0] + 4
 
     def _broken(self, name: str, shard: int, fault: str) -> StreamgaugeError:
@@ -307,11 +346,15 @@ def _grid(array: Array, rows: int | None) -> tuple[int, ...]:
     return array.shape if rows is None else (rows, *array.shape[1:])
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data) -> None:
     """Write a file under its name only when it is whole."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _remake(path: Path) -> str:
