@@ -34,7 +34,7 @@ STUDY = {
             "source": "text",
             "paths": ["prose.txt"],
             "context_length": 16,
-            "train_sequences": 64,
+            "train_sequences": 1100,  # two shards
             "eval_sequences": 6,
             "eval_fraction": 0.3,
         }
@@ -54,7 +54,7 @@ def tree_digest(path: Path | str) -> str:
     return h.hexdigest()
 
 
-def prose(path: Path, paragraphs: int = 400) -> Path:
+def prose(path: Path, paragraphs: int = 900) -> Path:
     """Distinct paragraphs of English made from the test sentences."""
     n = len(models.TEXT)
     path.write_text(
