@@ -205,7 +205,7 @@ def test_a_step_multiplies_one_dense_matrix():
 
 
 def test_disk_is_what_is_written(subject, tmp_path):
-    tokens = np.random.default_rng(0).integers(10, models.VOCAB, (64, 32), dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(10, models.VOCAB, (256, 32), dtype=np.int32)
     final = tmp_path / "activations.zarr"
     work = stores.scratch(final, "{}")
     harvest.harvest(subject, tokens, 1, work, dtype="auto", batch_size=16, progress=False)
