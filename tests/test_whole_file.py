@@ -95,6 +95,19 @@ def test_a_writer_overtaken_by_another_writes_again(tmp_path):
     assert names(tmp_path) == ["x"]
 
 
+def test_a_writer_whose_work_was_cleared_away_writes_again(tmp_path):
+    path, calls = tmp_path / "work" / "x", []
+
+    def slow(temporary):
+        calls.append(temporary)
+        temporary.write_text("slow")
+        if len(calls) == 1:
+            (tmp_path / "work").rename(tmp_path / "cleared away")
+
+    whole_file.replace(path, slow)
+    assert path.read_text() == "slow" and len(calls) == 2 and names(path.parent) == ["x"]
+
+
 def test_a_fault_of_the_writer_is_its_own(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")

@@ -73,10 +73,17 @@ def scratch(final: Path | str, spec: str) -> Path:
 
 @contextlib.contextmanager
 def working(final: Path | str, spec: str) -> Iterator[Path]:
-    """A `scratch` directory for work that leaves no store: removed once the work has succeeded."""
+    """A `scratch` directory for work that leaves no store: removed once the work has succeeded.
+
+    A killed job's process may live on and work in the same directory. Whoever is done first
+    removes it; to the other it is gone at once, never half there.
+    """
     work = scratch(final, spec)
     yield work
-    shutil.rmtree(work)
+    gone = work.with_name(f"{work.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
+        work.rename(gone)
+    remove_siblings(Path(final), Path(final))
 
 
 def is_scratch(path: Path) -> bool:

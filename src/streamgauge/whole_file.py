@@ -3,8 +3,8 @@
 A file is written under its own name in a hidden folder of this writer alone, beside its place, and
 renamed. Two writers of one file never meet, and a library that makes temporary files of its own
 makes them in that folder. A killed writer leaves its folder behind; whoever finishes the file next
-removes it. A live writer whose folder went that way finds the file finished by another, and writes
-it again.
+removes it. A live writer whose folder went that way, or together with all the work around it,
+writes again.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def replace(path: Path | str, write: Callable[[Path], object]) -> None:
     Args:
         path: of the file; folders above it are made.
         write: called with the path to write to, which has the same name; called again when
-            another process finished the same file meanwhile.
+            another process, having finished, removed the folder that path lies in.
 
     Raises:
         StreamgaugeError: it cannot be written; what lay at `path` stays.
@@ -45,7 +45,7 @@ def replace(path: Path | str, write: Callable[[Path], object]) -> None:
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> bool:
-    """Write once; False when another writer, having finished the file, removed our folder."""
+    """Write once; False when another process, having finished, removed our folder."""
     with beside(path) as temporary:
         try:
             write(temporary)
@@ -53,7 +53,7 @@ def _written(path: Path, write: Callable[[Path], object]) -> bool:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except Exception:
-            if temporary.parent.exists() or not path.exists():
+            if temporary.parent.exists():
                 raise
             return False
     return True
