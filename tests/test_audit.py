@@ -147,7 +147,7 @@ def test_the_page_says_it_in_words_with_the_null_beside():
     assert "untrained SAE of this shape the difference is 0 (0 to 0)" in first
     assert "| | SAE | untrained | mean ablation | zero ablation |" in page
     assert page.count("| R² | 0.9 (0.9 to 0.9) | 0.3 (0.3 to 0.3) | 0 (0 to 0) |") == 2
-    assert "says of its training: model gpt2\n" in page and "k = 3" in page
+    assert "says of its training: model `gpt2`\n" in page and "k = 3" in page
     assert "## Without sinks" in page and "None" not in page and "nan" not in page
     own = {"d_model": 8, "d_sae": 16, "k": 2}  # an SAE the pipeline trained itself
     assert "k = 2" in audit_report.page("ours", own, scorecard(*made), judged)

@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from streamgauge import config, verify
 from streamgauge.errors import StreamgaugeError
 from streamgauge.sae import formats
 
+_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 EVAL_FRACTION = 0.9  # of the documents: nothing is trained on the others
 
 
@@ -105,8 +106,10 @@ def command(options: argparse.Namespace, base: Mapping[str, Any]) -> tuple[dict[
     """
     directory = Path(options.sae).expanduser().absolute()
     _, known = formats.read(directory, options.format)
-    subject, model = _subject(_given(options, "model", known["model"]), base)
-    words = options.corpus or _named_corpus(known["corpus"])
+    ours = {*base["subjects"], "python-docs"}
+    named = {key: _public(known[key], ours) for key in ("model", "corpus")}
+    subject, model = _subject(_given(options, "model", named["model"]), base)
+    words = options.corpus or _named_corpus(named["corpus"])
     corpus, texts = _corpus(_given(options, "corpus", words))
     texts |= {
         "context_length": options.context_length,
@@ -142,11 +145,18 @@ def _given(options: argparse.Namespace, name: str, default: Any) -> Any:
     value = default if value is None else value
     if value is None:
         raise StreamgaugeError(
-            f"the SAE does not say which {name} it belongs to",
+            f"the SAE does not say which {name} it belongs to, or not by a name of the hub",
             where=str(options.sae),
             remedy=f"Give --{name}.",
         )
     return value
+
+
+def _public(name: str | None, ours: Set[str]) -> str | None:
+    """A name that an SAE gives, if it is one of `ours` or of the hub: no path into this machine."""
+    if name is None or name in ours:
+        return name
+    return name if _HUB.fullmatch(name) and not Path(name).exists() else None
 
 
 def _subject(model: str, base: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ mean activation and 1 for a perfect one. R² counts squared error, the loss scor
 after patching. Their difference is what R² claims beyond what the model keeps.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -191,9 +192,11 @@ def _description(sae: Mapping[str, Any], judgement: Mapping[str, Any]) -> str:
     lines = [f"- {sae['d_model']} x {sae['d_sae']}, {sparsity}"]
     if "source" in sae:
         known = sae["trained_on"].items()
-        trained = ", ".join(f"{key.replace('_', ' ')} {x}" for key, x in known if x is not None)
+        trained = ", ".join(
+            f"{key.replace('_', ' ')} {_code(x)}" for key, x in known if x is not None
+        )
         lines += [
-            f"- read from `{sae['source']}` ({sae['format']}, {sae['activation']})",
+            f"- read from {_code(sae['source'])} ({sae['format']}, {sae['activation']})",
             f"- says of its training: {trained or 'nothing'}",
         ]
     control = sae.get("control_k", sae["k"])
@@ -205,6 +208,11 @@ def _description(sae: Mapping[str, Any], judgement: Mapping[str, Any]) -> str:
             f"- untrained: TopK of the same size, k = {control}, with this SAE's decoder bias",
         ]
     )
+
+
+def _code(text: Any) -> str:
+    """Words of the SAE's own as Markdown that stays words: no links, pictures or HTML."""
+    return "`" + re.sub(r"[`\s]+", " ", str(text)) + "`"
 
 
 def _interval(entry: Mapping[str, Any], level: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from streamgauge import json_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.verify import bytes_in_words
 
@@ -178,7 +179,7 @@ def _interval(score: Mapping[str, float | None] | None) -> str:
 def sae(folder: Path) -> Iterator[str]:
     """Settings, weights and last training row of an SAE directory."""
     if (folder / "cfg.json").is_file():
-        cfg = json.loads((folder / "cfg.json").read_bytes())
+        cfg = json_file.read(folder / "cfg.json")
         plain = {key: value for key, value in cfg.items() if not isinstance(value, dict)}
         yield line("cfg.json", flow(plain))
     for path in sorted(folder.glob("*.safetensors")):
@@ -192,7 +193,7 @@ def sae(folder: Path) -> Iterator[str]:
 def model(folder: Path) -> Iterator[str]:
     """Architecture and files of a Hugging Face directory."""
     if (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_bytes())
+        config = json_file.read(folder / "config.json")
         plain = {
             k: v for k, v in config.items() if not isinstance(v, dict | list) and v is not None
         }
@@ -283,7 +284,8 @@ def flow(value: Any) -> str:
         return f"[{', '.join(items)}{', …' if len(value) > 8 else ''}]"
     if isinstance(value, float):
         return number(value, 6)
-    return value if isinstance(value, str) else json.dumps(value)
+    # text from elsewhere may hold what steers a terminal
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
 
 
 def number(value: float, digits: int = 4) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 
+_LARGEST = 1 << 62  # of what can be a token id at all
 # texts tokenised in one call: few at first, so that a short split reads little more than it needs,
 # then enough to use every core
 _FIRST_BATCH, _BATCH, _BATCH_CHARACTERS = 8, 256, 200_000
@@ -192,7 +193,9 @@ def _file(path: Path, column: str) -> Iterator[str | list[int]]:
         raise StreamgaugeError("there is no such file", where=str(path))
     try:
         yield from readers[path.suffix](path, column)
-    except (OSError, ValueError) as error:
+    except StreamgaugeError:
+        raise
+    except Exception as error:  # of whatever kind the reader of a damaged file raises
         raise StreamgaugeError(f"the file cannot be read ({error})", where=str(path)) from error
 
 
@@ -217,7 +220,7 @@ def _jsonl(path: Path, column: str) -> Iterator[str | list[int]]:
             where = f"{path} line {number}"
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise StreamgaugeError(f"this is no JSON ({error})", where=where) from error
             yield _value(record, column, where)
 
@@ -249,7 +252,9 @@ def _huggingface(block: Mapping[str, Any]) -> Iterator[str | list[int]]:
         )
         for record in stream:
             yield _value(record, column, where)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except StreamgaugeError:
+        raise
+    except Exception as error:  # of whatever kind the readers of many formats raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StreamgaugeError(
             f"the data set cannot be read ({line})",
@@ -269,7 +274,7 @@ def _value(record: Any, column: str, where: str) -> str | list[int]:
         )
     value = record[column]
     if isinstance(value, str) or (
-        isinstance(value, list) and all(isinstance(token, int) for token in value)
+        isinstance(value, list) and all(type(x) is int and abs(x) < _LARGEST for x in value)
     ):
         return value
     raise StreamgaugeError(

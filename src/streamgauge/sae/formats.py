@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from streamgauge import json_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 from streamgauge.sae import io
@@ -211,7 +212,7 @@ def _saelens(directory: Path):
 
 def _sparsify(directory: Path):
     path = directory / "cfg.json"
-    config = io.read_json(path, "sparsify keeps cfg.json beside sae.safetensors.")
+    config = json_file.read(path, remedy="sparsify keeps cfg.json beside sae.safetensors.")
     _only(config.get("activation", "topk"), ("topk",), "activation", path)
     for name in _SPARSIFY_EXTRAS:
         _only(config.get(name, False), (False,), name, path)
@@ -232,7 +233,8 @@ def _sparsify(directory: Path):
 
 def _dictionary_learning(directory: Path):
     path = directory / "config.json"
-    config = io.read_json(path, "dictionary_learning keeps config.json beside the weights.")
+    remedy = "dictionary_learning keeps config.json beside the weights."
+    config = json_file.read(path, remedy=remedy)
     trainer, buffer = (_mapping(config.get(name)) for name in ("trainer", "buffer"))
     kind = trainer.get("dict_class")
     _only(kind, ("AutoEncoderTopK", "AutoEncoder"), "trainer.dict_class", path)

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from streamgauge import checkpoints, whole_file
+from streamgauge import checkpoints, json_file, whole_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.sae.codec import SparseAutoencoder
 from streamgauge.sae.threshold import ThresholdSAE
 from streamgauge.sae.topk import TopKSAE
-from streamgauge.wording import kind_of, shown
+from streamgauge.wording import shown
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -74,17 +74,18 @@ def load(
     """
     directory = Path(directory)
     path = directory / CONFIG
-    config = read_json(path, f"An SAE is a directory with {CONFIG} and {WEIGHTS}, as SAELens does.")
+    remedy = f"An SAE is a directory with {CONFIG} and {WEIGHTS}, as SAELens does."
+    config = json_file.read(path, remedy=remedy)
     architecture = _architecture(config, path)
     k = whole(_legacy_k(config), "k", path) if architecture == "topk" else None
     names = (*NAMES, "threshold") if architecture == "jumprelu" else NAMES
     tensors = read_tensors(directory / WEIGHTS, names)
     sae = assemble(tensors, k, directory / WEIGHTS)
     check_sizes(sae, config.get("d_in", sae.d_model), config.get("d_sae", sae.d_sae), directory)
-    if not config.get("apply_b_dec_to_input", True):
+    if not _flag(config, "apply_b_dec_to_input", True, path):
         # x W + b = (x - b_dec) W + (b + b_dec W)
         sae = replace(sae, b_enc=sae.b_enc + sae.b_dec @ sae.W_enc)
-    if architecture == "topk" and config.get("rescale_acts_by_decoder_norm", False):
+    if _flag(config, "rescale_acts_by_decoder_norm", False, path) and architecture == "topk":
         sae = fold_decoder_norm(sae)
     return sae.to(device), config
 
@@ -105,24 +106,6 @@ def fold_decoder_norm(sae: TopKSAE) -> TopKSAE:
 
 
 # --- what a stranger's directory holds ------------------------------------------------------------
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A configuration: a JSON mapping.
-
-    Raises:
-        StreamgaugeError: there is none, it is no JSON or no mapping; `remedy` says what was wanted.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "not JSON"
-        raise StreamgaugeError(
-            f"no readable {path.name} ({reason})", where=str(path.parent), remedy=remedy
-        ) from error
-    if not isinstance(config, dict):
-        raise StreamgaugeError(f"holds {kind_of(config)}", where=str(path), remedy=remedy)
-    return config
-
-
 def read_tensors(
     path: Path, names: Iterable[str], optional: Iterable[str] = ()
 ) -> dict[str, torch.Tensor]:
@@ -168,7 +151,7 @@ def read_tensors(
 
 def unsafe(directory: Path) -> list[str]:
     """Names of the files in `directory` that may be pickles, sorted."""
-    suffixes = (".pt", ".pth", ".bin", ".pkl")
+    suffixes = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npy", ".npz")
     files = directory.iterdir() if directory.is_dir() else ()
     return sorted(file.name for file in files if file.suffix in suffixes)
 
@@ -182,6 +165,18 @@ def whole(config: Mapping[str, Any], key: str, where: Path) -> int:
     value = config.get(key)
     if type(value) is not int or not 1 <= value < LARGEST:
         raise StreamgaugeError(f"{key} is {shown(value)}, not a usable number", where=str(where))
+    return value
+
+
+def _flag(config: Mapping[str, Any], key: str, default: bool, where: Path) -> bool:
+    """A setting that changes what the weights mean: true or false, and nothing that resembles."""
+    value = config.get(key, default)
+    if type(value) is not bool:
+        raise StreamgaugeError(
+            f"{key} is {shown(value)}, neither true nor false",
+            where=str(where),
+            remedy="The configuration is damaged; fetch it again.",
+        )
     return value
 
 

@@ -56,11 +56,11 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def one_line(where: str, problem: str) -> Iterator[None]:
     """Turn whatever a library raises about a user's files into one readable line."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except StreamgaugeError:
+        raise
+    except Exception as error:  # hostile files make libraries raise anything, TypeError included
         raise StreamgaugeError(f"{problem} ({first_line(error)})", where=where) from error
 
 

