@@ -25,6 +25,7 @@ from zarr.buffer import cpu
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
+from streamgauge import zarr_trust
 from streamgauge.errors import StreamgaugeError
 from streamgauge.unfinished import SPEC, is_scratch, remove_siblings, writing
 
@@ -164,10 +165,15 @@ def commit(scratch: Path | str, final: Path | str) -> None:
         if final.exists():
             shutil.rmtree(final)
         os.replace(scratch, final)
-        # only now: to a writer that is still at it, its directory is gone
-        for stray in [final / SPEC, *final.rglob("*.partial")]:
-            stray.unlink(missing_ok=True)
+        # only now is the directory gone to a writer that is still at it
+        sweep(final)
     remove_siblings(final, scratch)
+
+
+def sweep(path: Path) -> None:
+    """Remove from a store what is no part of it: the spec, and what killed writers left behind."""
+    for stray in [path / SPEC, *path.rglob("*.partial")]:
+        stray.unlink(missing_ok=True)
 
 
 class Store:
@@ -178,13 +184,14 @@ class Store:
         writable: open for `write` too.
 
     Raises:
-        StreamgaugeError: there is no readable store at `path`.
+        StreamgaugeError: there is no readable store at `path`, or one that `zarr_trust` refuses.
     """
 
     def __init__(self, path: Path | str, writable: bool = False):
         self.path = Path(path)
         try:
-            self._group = zarr.open_group(self.path, mode="r+" if writable else "r")
+            zarr_trust.check(self.path)
+            self._group = zarr.open_group(self.path, mode="r+" if writable else "r", zarr_format=3)
             self.names = sorted(self._group.metadata.consolidated_metadata.metadata)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = (
@@ -310,11 +317,13 @@ class Store:
         return self.path.joinpath(name, "c", *key)
 
     def _fault(self, name: str, shard: int) -> str | None:
-        array = self.array(name)
+        array, file = self.array(name), self._file(name, shard)
         try:
-            size = self._file(name, shard).stat().st_size
+            size, plain = file.stat().st_size, zarr_trust.plain(self.path, file)
         except (FileNotFoundError, NotADirectoryError):
             return "is missing"
+        if not plain:
+            return "is no file of this store, but a link or a device"
         expected = self._expected_size(array, shard)
         if expected is not None and size != expected:
             return f"is damaged ({size} bytes instead of {expected})"
