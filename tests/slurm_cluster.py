@@ -25,7 +25,7 @@ from pathlib import Path
 COMMANDS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scancel", "scontrol")
 PACKAGES = "munge slurmctld slurmd slurm-client"
 NODES = {"cpu1": "", "cpu2": "", "gpu1": "Gres=gpu:fake:1"}
-CPUS = 4  # of each node
+CPUS = 16  # of each node
 MEMORY = 64_000  # MB of each node
 
 CONFIG = """\
