@@ -5,12 +5,13 @@ written with. What is missing or damaged is removed together with the receipts o
 belongs to: running again makes exactly those shards. No model is needed, nor torch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from streamgauge import shards, stores
+from streamgauge import manifest, shards, stores
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 from streamgauge.spectra import SINK_FACTOR
@@ -146,6 +147,39 @@ def probes(
         "scope": scope,
         "units": dict.fromkeys(scope, stores.PROBE_UNITS),
     }
+
+
+def commit(
+    scratch: Path | str,
+    final: Path | str,
+    path: Path | str,
+    spec: str,
+    inputs: Sequence[Path | str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Give a gathered store its final name, and write its manifest.
+
+    All that takes long or may fail comes before the store leaves its scratch directory: a workflow
+    engine removes the outputs of a job that is killed, and what lies in `scratch` is no output.
+
+    Args:
+        scratch, final: the directory of the store, and its final one.
+        path, spec, inputs, facts: as for `manifest.write`.
+
+    Raises:
+        StreamgaugeError: the store is not whole; or store or manifest cannot be written.
+    """
+    with stores.writing(scratch):
+        stores.sweep(Path(scratch))
+    manifest.write(
+        path,
+        spec,
+        [final],
+        inputs,
+        facts,
+        lying={Path(final): Path(scratch)},
+        commit=lambda: stores.commit(scratch, final),
+    )
 
 
 def _open(scratch: Path | str, receipts: Sequence[Path | str]) -> stores.Store:

@@ -32,6 +32,9 @@ def write(
     files: Sequence[str | Path],
     inputs: Sequence[str | Path] = (),
     facts: Mapping[str, Any] | None = None,
+    *,
+    lying: Mapping[Path, Path] | None = None,
+    commit: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Write the manifest of a finished artifact, last and atomically.
 
@@ -41,6 +44,9 @@ def write(
         files: the artifact's files; a folder stands for every file in it.
         inputs: manifests of what it was made from.
         facts: anything JSON can hold without loss.
+        lying: where members of `files` lie until `commit` has moved them.
+        commit: called once all that takes long or may fail for want of space is done: files are
+            hashed, the manifest's bytes are on disk and have only to be renamed.
 
     Returns:
         The manifest.
@@ -49,7 +55,11 @@ def write(
         StreamgaugeError: it cannot be written.
     """
     path = Path(path)
-    found = list(_walk(path.parent, files))
+    found = []
+    for top in sorted(map(Path, files)):
+        now = (lying or {}).get(top, top)
+        was, named = (Path(os.path.relpath(x, path.parent)).as_posix() for x in (now, top))
+        found += [(named + name.removeprefix(was), x) for name, x in _walk(path.parent, [now])]
     _share(file for _, file in found)
     hashes = {name: _sha256(file) for name, file in found}
     facts = dict(facts or {})
@@ -64,7 +74,16 @@ def write(
         "digest": _digest(hashes, facts),
     }
     text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    whole_file.replace(path, lambda temporary: temporary.write_text(text))
+
+    def put(temporary: Path) -> None:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if commit:
+            commit()
+
+    whole_file.replace(path, put)
     return record
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from streamgauge.errors import StreamgaugeError
 from streamgauge.shards import n_parts, rows_per_chunk_and_shard
 from streamgauge.spectra import TOKEN_SETS
 from streamgauge.token_store import TokenTable, open_tokens, read_tokens, store_tokens
 from streamgauge.unfinished import scratch, working, writing
-from streamgauge.zarr_store import Array, Store, commit, create
+from streamgauge.zarr_store import Array, Store, commit, create, sweep
 
 __all__ = [
     "TOKEN_SETS",
@@ -35,6 +36,7 @@ __all__ = [
     "rows_per_chunk_and_shard",
     "scratch",
     "store_tokens",
+    "sweep",
     "working",
     "writing",
 ]
@@ -210,6 +212,9 @@ def create_probes(
     create(path, arrays, coordinates, attributes)
 
 
+_DESCRIBED = {"dtype", "layer", "hook_name"}
+
+
 class _LayerStore:
     """What the stores of a layer have in common: sizes, attributes, reads of the main array."""
 
@@ -219,11 +224,13 @@ class _LayerStore:
         self._store = Store(path)
         array = self._store.array(self._main)
         self.path = Path(path)
+        found = self._store.attributes
+        if array.ndim < 3 or not _DESCRIBED <= found.keys() or type(found["layer"]) is not int:
+            raise StreamgaugeError(f"is no store of {self._main}", where=str(path))
         self.n_sequences, self.n_positions, self.d_model = array.shape[:3]
         self.chunk_sequences = array.chunks[0]
-        self.dtype = self._store.attributes["dtype"]
-        self.layer = self._store.attributes["layer"]
-        self.hook_name = self._store.attributes["hook_name"]
+        self.dtype, self.layer = found["dtype"], found["layer"]
+        self.hook_name = found["hook_name"]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The vectors of sequences ``[start, stop)``, float32 (n, n_positions, d_model, ...)."""
