@@ -106,7 +106,8 @@ def table(path: Path) -> Iterator[str]:
         telling = [name for name in head if not _is_end(name, columns)]
         varying = [name for name in telling if head[name].astype(str).nunique() > 1]
         text = head[(varying or telling)[:7]].to_string(index=False, float_format="%.4g")
-        yield from ["", "head", *(f"  {row[: WIDTH - 2]}" for row in text.splitlines())]
+        lines = (f"  {harmless(row[: WIDTH - 2])}" for row in text.splitlines())
+        yield from ["", "head", *lines]
 
 
 def _is_end(name: str, columns: Mapping[str, Any]) -> bool:
@@ -266,13 +267,18 @@ class Moments:
 def line(label: str, text: str) -> str:
     """A labelled, wrapped line."""
     return textwrap.fill(
-        text,
+        harmless(text),
         WIDTH,
         initial_indent=f"  {label:<9} ",
         subsequent_indent=" " * 12,
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def harmless(text: str) -> str:
+    """Text from elsewhere without what steers a terminal: such characters as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def flow(value: Any) -> str:
@@ -284,8 +290,7 @@ def flow(value: Any) -> str:
         return f"[{', '.join(items)}{', …' if len(value) > 8 else ''}]"
     if isinstance(value, float):
         return number(value, 6)
-    # text from elsewhere may hold what steers a terminal
-    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -304,6 +309,7 @@ def grid(header: list[str], rows: list[list[str]]) -> Iterator[str]:
     """A table in columns: text to the left, numbers to the right."""
     if not rows:
         return
+    rows = [[harmless(f"{cell}") for cell in row] for row in rows]
     widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
     left = [not any(str(row[i]).startswith(_DIGITS) for row in rows) for i in range(len(header))]
     for row in [header, *rows]:
