@@ -65,6 +65,13 @@ class Sae(NamedTuple):
     tokens: int
 
 
+def shape(config: Mapping[str, Any], known: Mapping[str, Any]) -> Shape:
+    """A `Shape` from what `study.shape_of` knows of a subject."""
+    # a model pretrained here has the family's tokenizer
+    known = {"vocab_size": config["pretrain"]["vocab_size"], **known}
+    return Shape(**{name: known[name] for name in Shape._fields})
+
+
 def of(
     config: Mapping[str, Any], stage: str, wildcards: Mapping[str, str], shape: Shape
 ) -> Work | None:

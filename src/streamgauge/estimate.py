@@ -1,68 +1,29 @@
 """What a study will cost, from its configuration: tokens, FLOPs, GPU hours and disk.
 
-Arithmetic on shapes, nothing is measured. Per token, with d = d_model, m = d_sae, V words and L
-blocks of 12 d² parameters each (attention 4 d², a four-fold MLP 8 d²):
-
-- a forward pass costs 2 FLOPs a parameter it meets: 24 d² a block and 2 d V for the logits;
-- a backward pass costs the same again where weights are frozen, twice that where they learn;
-- a step of the native trainer costs 2 d m for the encoder and 8 d k for everything else, one of
-  SAELens' trainer 12 d m; `behavioral` adds 6 d s for s probes, `e2e` three passes above the hook.
-
-Attention scores, softmaxes, Adam, AuxK, reading and writing are left out, and so are jobs that run
-no model (scores, tables, figures) or a small one (MI critics).
+The arithmetic of `costs`, summed over a study's jobs: nothing is measured. Jobs that run no model
+(scores, tables, figures) or a small one (MI critics) are left out, and so is the cross-lingual
+suite.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from streamgauge import contents, study, verify
+from streamgauge import contents, costs, study, verify
+from streamgauge.costs import Shape
 from streamgauge.errors import StreamgaugeError
 
 STAGES = (
     *("subject", "pretrain", "tokens", "spectra", "harvest", "gradients", "probes"),
     *("calibration", "train", "baseline", "evaluate", "sensitivity", "attention"),
 )
-_BYTES = {"auto": 2, "float16": 2, "bfloat16": 2, "float32": 4}
-# SAE and untrained control; zero and mean ablation. Each is patched in once a token set.
-_SAES, _ABLATIONS, _TOKEN_SETS = 2, 2, 2
-
-
-class Shape(NamedTuple):
-    """A model's shape, and what passes through it cost in FLOPs a token."""
-
-    d_model: int
-    n_layers: int
-    vocab_size: int
-
-    @property
-    def parameters(self) -> int:
-        """Blocks, embedding and unembedding."""
-        return 12 * self.d_model**2 * self.n_layers + 2 * self.d_model * self.vocab_size
-
-    def blocks(self, n: int) -> int:
-        """Forward through n blocks."""
-        return 24 * self.d_model**2 * n
-
-    def above(self, layer: int) -> int:
-        """Forward from the residual after block `layer` to the logits."""
-        return self.blocks(self.n_layers - layer - 1) + 2 * self.d_model * self.vocab_size
-
-    def forward(self) -> int:
-        """Forward through everything."""
-        return self.above(-1)
-
-
-class _Work(NamedTuple):
-    """One kind of job: its stage, how many, and tokens, FLOPs and bytes of all of them."""
-
-    stage: str
-    jobs: int
-    tokens: int
-    flops: int
-    disk_bytes: int
+_ONE_A_LAYER = ("gradients", "probes", "calibration", "baseline")
+_ONE_AN_SAE = ("evaluate", "sensitivity", "attention")
+_TRAINERS = {"mse": "train_sae", "behavioral": "train_behavioral", "e2e": "train_e2e"}
+_LABELS = dict.fromkeys(_TRAINERS.values(), "train")
 
 
 def shapes(config: Mapping[str, Any], results: str | Path) -> dict[str, Shape]:
@@ -89,9 +50,7 @@ def shapes(config: Mapping[str, Any], results: str | Path) -> dict[str, Shape]:
                 remedy="Set expect: {d_model, n_layers, vocab_size}, or run `snakemake"
                 f" results/{name}/subject.json` first.",
             )
-        # a model pretrained here has the family's tokenizer
-        known = {"vocab_size": config["pretrain"]["vocab_size"], **known}
-        found[name] = Shape(**{key: known[key] for key in Shape._fields})
+        found[name] = costs.shape(config, known)
     return found
 
 
@@ -116,7 +75,11 @@ def estimate(
     """
     if not 0 < tflops < float("inf"):
         raise StreamgaugeError(f"{tflops} TFLOP/s is no rate", remedy="Give a positive number.")
-    work = pd.DataFrame(_work(config, shapes), columns=list(_Work._fields))
+    jobs = (
+        (_LABELS.get(stage, stage), 1, *costs.of(config, stage, at, shapes[at["subject"]]))
+        for stage, at in _jobs(config)
+    )
+    work = pd.DataFrame(jobs, columns=["stage", "jobs", *costs.Work._fields])
     # beyond 10¹⁸, which a large study has, whole numbers overflow
     work["flops"] = work.flops.astype(float)
     found = work.groupby("stage").sum().reindex(STAGES).dropna()
@@ -148,93 +111,31 @@ def describe(table: pd.DataFrame, tflops: float) -> str:
     return "\n".join([*contents.grid(header, rows), "", *notes])
 
 
-def _work(config, shapes) -> Iterator[_Work]:
+def _jobs(config) -> Iterator[tuple[str, dict[str, str]]]:
+    """Stage and wildcards of every job that is counted."""
     grid = config["grid"]
     for name in grid["subjects"]:
-        shape, source = shapes[name], config["subjects"][name]["source"]
-        weights = 0 if source == "local" else 4 * shape.parameters
-        if source == "scratch":
-            learnt = config["pretrain"]["tokens"]
-            yield _Work("pretrain", 1, learnt, 3 * shape.forward() * learnt, weights)
-        else:
-            yield _Work("subject", 1, 0, 0, weights)
-        for corpus in (config["corpora"][key] for key in grid["corpora"]):
-            yield from _all_layers(config, corpus, shape)
+        scratch = config["subjects"][name]["source"] == "scratch"
+        yield "pretrain" if scratch else "subject", {"subject": name}
+        for corpus in grid["corpora"]:
+            at = {"subject": name, "corpus": corpus}
+            train, held = (at | {"split": split} for split in ("train", "eval"))
+            yield from [("tokens", train), ("tokens", held), ("spectra", at)]
             for layer in grid["layers"][name]:
-                yield from _one_layer(config, corpus, shape, layer)
-                for sae in _saes(grid):
-                    yield from _one_sae(config, corpus, shape, layer, sae)
+                ell = {"ell": f"{layer:02d}"}
+                yield from [("harvest", train | ell), ("harvest", held | ell)]
+                yield from ((stage, held | ell) for stage in _ONE_A_LAYER)
+                if "behavioral" in grid["objectives"]:
+                    yield "probes", train | ell
+                for stage, sae in _saes(grid):
+                    yield stage, at | ell | {"sae": sae}
 
 
-def _saes(grid) -> Iterator[dict[str, Any]]:
-    """Every SAE of a layer."""
+def _saes(grid) -> Iterator[tuple[str, str]]:
+    """Every job that has to do with an SAE of a layer: its stage, and the SAE's folder."""
     for tokens in grid["tokens"]:
-        n_seeds = len(grid["seeds_at"].get(str(tokens), grid["seeds"]))
-        for expansion in grid["expansion"]:
-            for k in grid["k"]:
-                for objective in grid["objectives"]:
-                    sae = {"expansion": expansion, "k": k, "tokens": tokens}
-                    yield from [sae | {"objective": objective}] * n_seeds
-
-
-def _tokens(corpus, split, at_most=None) -> int:
-    """Positions of a split's rows, or of the first `at_most` of them."""
-    rows = corpus[f"{split}_sequences"]
-    return corpus["context_length"] * (rows if at_most is None else min(rows, at_most))
-
-
-def _all_layers(config, corpus, shape) -> Iterator[_Work]:
-    written = _tokens(corpus, "train") + _tokens(corpus, "eval")
-    yield _Work("tokens", 2, written, 0, 4 * written)
-    seen = _tokens(corpus, "train", config["spectra"]["sequences"])
-    covariances = 2 * shape.d_model**2 * shape.n_layers
-    yield _Work("spectra", 1, seen, (shape.blocks(shape.n_layers) + covariances) * seen, 0)
-
-
-def _one_layer(config, corpus, shape, layer) -> Iterator[_Work]:
-    d, evaluated = shape.d_model, _tokens(corpus, "eval")
-    above = shape.above(layer)
-    for split in ("train", "eval"):
-        n = _tokens(corpus, split)
-        # beside each activation its norm, in float32
-        stored = (d * _BYTES[config["harvest"]["dtype"]] + 4) * n
-        yield _Work("harvest", 1, n, shape.blocks(layer + 1) * n, stored)
-    flops = (shape.forward() + above) * evaluated
-    stored = d * _BYTES[config["gradients"]["dtype"]] * evaluated
-    yield _Work("gradients", 1, evaluated, flops, stored)
-
-    probes = config["probes"]
-    count, width = probes["count"], d * _BYTES[probes["dtype"]]
-    passes = count + count * probes["same_positions"] + probes["diagonal"]
-    stored = width * (count + probes["diagonal"]) * evaluated
-    stored += width * count * probes["same_positions"] * corpus["eval_sequences"]
-    flops = (shape.forward() + passes * above) * evaluated
-    yield _Work("probes", 1, evaluated, flops, stored)
-    if "behavioral" in config["grid"]["objectives"]:
-        n = _tokens(corpus, "train")
-        yield _Work("probes", 1, n, (shape.forward() + count * above) * n, width * count * n)
-
-    used = _tokens(corpus, "eval", config["calibration"]["sequences"])
-    passes = _TOKEN_SETS * len(config["calibration"]["scales"])
-    yield _Work("calibration", 1, used, (shape.forward() + passes * above) * used, 0)
-    flops = (shape.forward() + _ABLATIONS * _TOKEN_SETS * above) * evaluated
-    yield _Work("baseline", 1, evaluated, flops, 0)
-
-
-def _one_sae(config, corpus, shape, layer, sae) -> Iterator[_Work]:
-    d, k, evaluated = shape.d_model, sae["k"], _tokens(corpus, "eval")
-    m, above = sae["expansion"] * d, shape.above(layer)
-    step = 12 * d * m if config["sae"]["trainer"] == "saelens" else 2 * d * m + 8 * d * k
-    extra = {"mse": 0, "behavioral": 6 * d * config["probes"]["count"], "e2e": 3 * above}
-    flops = (step + extra[sae["objective"]]) * sae["tokens"]
-    yield _Work("train", 1, sae["tokens"], flops, 4 * (2 * d * m + m + d))
-
-    code = 2 * d * m + 2 * d * k
-    flops = (shape.forward() + _SAES * _TOKEN_SETS * (code + above)) * evaluated
-    yield _Work("evaluate", 1, evaluated, flops, 0)
-    yield _Work("sensitivity", 1, evaluated, _SAES * code * evaluated, 0)
-    used = _tokens(corpus, "eval", config["attention"]["sequences"])
-    # the clean run and every patched copy, without the logits
-    upper = shape.blocks(shape.n_layers - layer - 1)
-    flops = shape.blocks(shape.n_layers) + (_SAES + _ABLATIONS) * upper + _SAES * code
-    yield _Work("attention", 1, used, flops * used, 0)
+        seeds = grid["seeds_at"].get(str(tokens), grid["seeds"])
+        cells = itertools.product(grid["expansion"], grid["k"], grid["objectives"], seeds)
+        for expansion, k, objective, seed in cells:
+            sae = f"topk-x{expansion}-k{k}-t{tokens}-{objective}-seed{seed}"
+            yield from ((stage, sae) for stage in (_TRAINERS[objective], *_ONE_AN_SAE))

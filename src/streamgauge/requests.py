@@ -62,8 +62,7 @@ def job(
     Returns:
         ``mem_mb`` (MB) and ``runtime`` (minutes), whole numbers.
     """
-    known = {"vocab_size": config["pretrain"]["vocab_size"], **(shape or UNKNOWN._asdict())}
-    shape = Shape(*(known[name] for name in Shape._fields))
+    shape = costs.shape(config, shape) if shape else UNKNOWN
     gathers = stage in _IN_PARTS and "part" not in wildcards.keys()
     if stage not in _HELD or gathers:
         return {"mem_mb": _SMALL * attempt, "runtime": START * attempt}
