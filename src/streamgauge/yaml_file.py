@@ -10,6 +10,9 @@ from streamgauge.wording import kind_of, named, shown
 _MOST = 100_000  # values in a file, each alias counted for all that it stands for
 
 
+_TEMPLATE = "__use_yte__"
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses what hides mistakes: a key given twice, an explicit tag.
 
@@ -69,7 +72,7 @@ def read(path: str | Path) -> dict:
 
     Raises:
         StreamgaugeError: the file cannot be read, is not YAML, is not a mapping, gives a key twice,
-            or carries a YAML tag.
+            carries a YAML tag, or is a template with Python in it.
     """
     path = Path(path)
     try:
@@ -93,5 +96,11 @@ def read(path: str | Path) -> dict:
             f"holds {kind_of(data)} at the top",
             where=str(path),
             remedy="Write a mapping of keys to values.",
+        )
+    if _TEMPLATE in data:
+        raise StreamgaugeError(
+            f"not usable: {_TEMPLATE} makes it a program, which Snakemake runs as it reads it",
+            where=str(path),
+            remedy="Write out what the program is to compute.",
         )
     return data
