@@ -1,75 +1,24 @@
-"""What goes wrong while harvesting costs no finished work: kills, full disks, refused writes.
-
-The processes here harvest from a lookup table in place of a language model: quick to start, and
-each of its outputs depends on the whole batch, so a batch cut differently would show.
-"""
+"""What goes wrong while harvesting costs no finished work: kills, full disks, refused writes."""
 
 import errno
-import hashlib
-import multiprocessing
+import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+import lookup
+import small_disk
+from lookup import Lookup, close, rows, run, run_whole, scratch_of
 from pipeline import tree_digest
-from streamgauge import gather, harvest, stores
+from streamgauge import basis_store, depth_profile, gather, harvest, manifest, stores
 from streamgauge.errors import StreamgaugeError
-
-N, T, D = 600, 128, 32  # five shards of 128 sequences, the last one short; 1 MiB each
-VOCABULARY = 500
-BATCH = 24
-
-
-class Lookup:
-    """Stands in for a subject: a table of vectors, plus the mean of the batch."""
-
-    n_layers, vocab_size, device = 1, VOCABULARY, "cpu"
-
-    def __init__(self, d_model=D, seconds=0.0):
-        generator = torch.Generator().manual_seed(0)
-        self.d_model, self.seconds, self.calls = d_model, seconds, 0
-        self._table = torch.randn(VOCABULARY, d_model, generator=generator)
-
-    def residuals(self, ids, layers):
-        self.calls += 1
-        time.sleep(self.seconds)
-        h = self._table[ids]
-        return {layer: h + 0.1 * h.mean((0, 1)) for layer in layers}
-
-
-def rows(n=N):
-    return np.random.default_rng(0).integers(0, VOCABULARY, (n, T), dtype=np.int32)
-
-
-def scratch_of(final):
-    """Where `run` works; looking does not make it."""
-    digest = hashlib.sha256(b"{}").hexdigest()[:8]
-    return final.with_name(f".{final.name}.{digest}.partial")
-
-
-def run(final, part=(0, 1), seconds=0.0, subject=None):
-    work = stores.scratch(final, "{}")
-    subject = subject or Lookup(seconds=seconds)
-    harvest.harvest(subject, rows(), 0, work, batch_size=BATCH, part=part, progress=False)
-
-
-def run_whole(final, seconds=0.0):
-    run(final, seconds=seconds)
-    close(final)
-
-
-def close(final):
-    work = stores.scratch(final, "{}")
-    gather.activations(work, progress=False)
-    stores.commit(work, final)
+from streamgauge.subspace import Subspace
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +31,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts real processes quickly, from a server that has the imports done."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "streamgauge.harvest"])
-    return context
+    return lookup.processes()
 
 
 def test_kill_9_at_any_moment_then_resume_gives_the_same_bytes(tmp_path, processes, whole):
@@ -130,19 +76,6 @@ def test_kills_while_writing_leave_nothing_half_done(tmp_path, processes, whole)
     assert tree_digest(final) == whole
 
 
-def test_processes_share_a_store_by_ranges(tmp_path, processes, whole):
-    final = tmp_path / "a.zarr"
-    parts = [(2, 3), (0, 3), (1, 3)]
-    running = [processes.Process(target=run, args=(final, part)) for part in parts]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join()
-    assert [process.exitcode for process in running] == [0, 0, 0]
-    close(final)
-    assert tree_digest(final) == whole
-
-
 def test_a_failing_disk_stops_the_work_at_once_and_loses_nothing(tmp_path, monkeypatch, whole):
     final = tmp_path / "a.zarr"
     write, subject = stores.Store.write, Lookup(seconds=0.02)
@@ -170,28 +103,88 @@ def test_a_failing_disk_stops_the_work_at_once_and_loses_nothing(tmp_path, monke
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
     """A file system of 3 MiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)], capture_output=True
-    )
-    if made.returncode:
-        pytest.skip("mounting a file system needs privileges this user lacks")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+    with small_disk.mounted(tmp_path / "disk", 3) as folder:
+        yield folder
 
 
-def test_a_really_full_disk(small_disk, whole):
-    final = small_disk / "a.zarr"
-    with pytest.raises(StreamgaugeError, match=r"No space left on device. Free space"):
+def fill(disk):
+    """Leave no byte free; gives the file to remove."""
+    filler = disk / "filler"
+    with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+FULL = "No space left on device. Free space"
+
+
+def test_a_really_full_disk(disk, whole):
+    final = disk / "a.zarr"
+    with pytest.raises(StreamgaugeError, match=FULL):
         run(final)
-    work = scratch_of(final)
-    assert len(stores.Store(work).missing("activations")) < 5
-    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    assert 0 < len(stores.Store(scratch_of(final)).missing("activations")) < 5
+    small_disk.enlarge(disk, 20)
     run_whole(final)
     assert tree_digest(final) == whole
+
+
+def test_a_disk_full_of_activations_keeps_them_for_the_gather(disk, whole):
+    """Norms, means and the manifest need room too; nothing that is written is lost for them."""
+    small_disk.enlarge(disk, 20)
+    final, path = disk / "a.zarr", disk / "a.json"
+    run(final)
+    filler, work = fill(disk), scratch_of(final)
+    with pytest.raises(StreamgaugeError, match=FULL):
+        gather.activations(work, progress=False)
+    filler.unlink()
+    facts = gather.activations(work, progress=False)
+    stores.sweep(work)  # the room of what it removes would do for so small a manifest
+    filler = fill(disk)
+    with pytest.raises(StreamgaugeError, match="No space left on device") as caught:
+        gather.commit(work, final, path, "{}", [], facts)
+    assert caught.value.where == str(path)
+    # the workflow engine removes the outputs of a failed job: there is none
+    assert not final.exists() and not path.exists()
+    filler.unlink()
+    gather.commit(work, final, path, "{}", [], facts)
+    assert tree_digest(final) == whole
+    assert manifest.problems(path) == [] and json.loads(path.read_text())["facts"] == facts
+    assert not work.exists()
+
+
+def tokens(final):
+    table = np.random.default_rng(0).integers(0, 500, (4096, 128), dtype=np.int32)
+    stores.store_tokens(final, "{}", table, table)
+
+
+def spectra(final):
+    shape = (40, len(stores.TOKEN_SETS), len(depth_profile.CENTRINGS), 2304)
+    values = np.random.default_rng(0).random(shape)
+    depth_profile.write(final, "{}", depth_profile.Spectra(values, np.ones(shape[:2], int), None))
+
+
+def basis(final):
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((2048, 400)))
+    basis_store.write(final, "{}", Subspace(q.T, np.ones(400)))
+
+
+@pytest.mark.parametrize("make", [tokens, spectra, basis])
+def test_every_kind_of_store_meets_a_full_disk(disk, make):
+    final, other = disk / "a.zarr", disk.parent / "other.zarr"
+    filler = fill(disk)
+    with filler.open("r+b") as file:
+        file.truncate(1 << 20)  # room for metadata, not for what it describes
+    with pytest.raises(StreamgaugeError, match=FULL):
+        make(final)
+    assert not final.exists()
+    filler.unlink()
+    small_disk.enlarge(disk, 20)
+    make(final)
+    make(other)
+    assert tree_digest(final) == tree_digest(other)
 
 
 def limited(final):

@@ -216,14 +216,15 @@ def _read(
     for shard in range(store.n_shards(names[0])):
         first, end = shard * rows, min(n, (shard + 1) * rows)
         for name in names:
-            try:
-                for start in range(first, end, chunk):
+            for start in range(first, end, chunk):
+                try:
                     values = store.read(name, start, min(start + chunk, end))
-                    if not faults:
-                        use(name, start, values)
-            except StreamgaugeError as fault:
-                faults.setdefault(shard, fault)
-                store.remove(name, shard)
+                except StreamgaugeError as fault:
+                    faults.setdefault(shard, fault)
+                    store.remove(name, shard)
+                    break
+                if not faults:
+                    use(name, start, values)
         if bar:
             bar.update((end - first) * n_positions)
     if bar:

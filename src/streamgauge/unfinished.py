@@ -83,7 +83,7 @@ def working(final: Path | str, spec: str) -> Iterator[Path]:
     gone = work.with_name(f"{work.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(FileNotFoundError):
         work.rename(gone)
-    remove_siblings(Path(final), Path(final))
+    remove_siblings(Path(final))
 
 
 def is_scratch(path: Path) -> bool:
@@ -91,13 +91,14 @@ def is_scratch(path: Path) -> bool:
     return re.fullmatch(r"\..+\.[0-9a-f]{8}\.partial", path.name) is not None
 
 
-def remove_siblings(final: Path, keep: Path) -> None:
-    """Remove the scratch directories of `final` but `keep`, and what was on its way to be `keep`.
+def remove_siblings(final: Path, keep: Path | None = None) -> None:
+    """Remove the scratch directories of `final`, but `keep` and what is on its way to be `keep`.
 
     What cannot be removed stays: it is in nobody's way.
     """
     name = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{8}}\.partial(\.[0-9a-f]{{32}})?")
     for sibling in final.parent.glob(".*.partial*"):
         # a process that starts together with this one may be about to rename its own
-        if name.fullmatch(sibling.name) and not sibling.name.startswith(keep.name):
+        kept = keep and sibling.name.startswith(keep.name)
+        if name.fullmatch(sibling.name) and not kept:
             shutil.rmtree(sibling, ignore_errors=True)

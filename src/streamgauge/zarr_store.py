@@ -167,7 +167,7 @@ def commit(scratch: Path | str, final: Path | str) -> None:
         os.replace(scratch, final)
         # only now is the directory gone to a writer that is still at it
         sweep(final)
-    remove_siblings(final, scratch)
+    remove_siblings(final)
 
 
 def sweep(path: Path) -> None:
