@@ -85,7 +85,7 @@ def test_a_cell_of_the_grid(store, tmp_path):
     place = {"subject": "s", "corpus": "c", "expansion": 4, "k": 4, "seed": 0}
     place |= {"tokens": RUNS[0].tokens, "objective": "mse"}
     settings = dataclasses.asdict(SETTINGS)
-    facts = cell.fit(store.path, tmp_path, place, settings, "identity")
+    facts = cell.fit(store.path, tmp_path, place, settings, tmp_path / "unfinished")
     sae, config = io.load(tmp_path)
     assert {
         "d_model": D,

@@ -20,4 +20,4 @@ with job(snakemake.log[0], snakemake.threads):
         )
         ard_runs.write(out.store, spec, found)
         found.table.to_csv(out.table, index=False)
-    manifest.write(out.manifest, spec, [out.store, out.table], made_from, found.facts)
+        manifest.write(out.manifest, spec, [out.store, out.table], made_from, found.facts)

@@ -25,4 +25,4 @@ with job(snakemake.log[0], snakemake.threads):
             **provenance.settings(spec, "attention"),
         )
         table.to_parquet(out.table, index=False)
-    manifest.write(out.manifest, spec, [out.table], made_from)
+        manifest.write(out.manifest, spec, [out.table], made_from)

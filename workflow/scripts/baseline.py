@@ -20,4 +20,4 @@ with job(snakemake.log[0], snakemake.threads):
             **provenance.settings(spec, "evaluate"),
         )
         table.to_parquet(out.table, index=False)
-    manifest.write(out.manifest, spec, [out.table], made_from)
+        manifest.write(out.manifest, spec, [out.table], made_from)

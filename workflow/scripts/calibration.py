@@ -18,4 +18,4 @@ with job(snakemake.log[0], snakemake.threads):
             **provenance.settings(spec, "calibration"),
         )
         table.to_parquet(out.table, index=False)
-    manifest.write(out.manifest, spec, [out.table], made_from)
+        manifest.write(out.manifest, spec, [out.table], made_from)

@@ -17,4 +17,4 @@ with job(snakemake.log[0], snakemake.threads):
             **provenance.settings(spec, "critics"),
         )
         table.to_csv(out.table, index=False)
-    manifest.write(out.manifest, spec, [out.table], made_from, facts)
+        manifest.write(out.manifest, spec, [out.table], made_from, facts)

@@ -27,4 +27,4 @@ with job(snakemake.log[0], snakemake.threads):
         )
         table.to_parquet(out.table, index=False)
         latents.to_parquet(out.latents, index=False)
-    manifest.write(out.manifest, spec, [out.table, out.latents], made_from)
+        manifest.write(out.manifest, spec, [out.table, out.latents], made_from)

@@ -27,12 +27,12 @@ with job(snakemake.log[0], snakemake.threads):
             **provenance.settings(spec, "patching"),
         )
         outputs.to_parquet(out.outputs, index=False)
-    confidence = provenance.settings(spec, "statistics")["confidence"]
-    judging = provenance.settings(spec, "dissociation")
-    rates, verdict = patching.judged(outputs, confidence=confidence, **judging)
-    rates.to_csv(out.rates, index=False)
-    texts = patching.problem_texts(prompts, subject.tokenizer)
-    page = patching_page.page(outputs, rates, verdict, texts, snakemake.wildcards)
-    Path(out.page).write_text(page, encoding="utf-8")
-    files = [out.outputs, out.rates, out.page]
-    manifest.write(out.manifest, spec, files, made_from, {"verdict": verdict})
+        confidence = provenance.settings(spec, "statistics")["confidence"]
+        judging = provenance.settings(spec, "dissociation")
+        rates, verdict = patching.judged(outputs, confidence=confidence, **judging)
+        rates.to_csv(out.rates, index=False)
+        texts = patching.problem_texts(prompts, subject.tokenizer)
+        page = patching_page.page(outputs, rates, verdict, texts, snakemake.wildcards)
+        Path(out.page).write_text(page, encoding="utf-8")
+        files = [out.outputs, out.rates, out.page]
+        manifest.write(out.manifest, spec, files, made_from, {"verdict": verdict})

@@ -15,4 +15,4 @@ with job(snakemake.log[0], snakemake.threads):
             unfinished,
             snakemake.resources.device,
         )
-    manifest.write(out.manifest, spec, files=[out.model], facts=facts)
+        manifest.write(out.manifest, spec, files=[out.model], facts=facts)

@@ -2,7 +2,7 @@
 
 import os
 
-from streamgauge import manifest, provenance, subjects
+from streamgauge import manifest, provenance, stores, subjects
 from streamgauge.jobs import job
 from streamgauge.sae import cell, e2e
 
@@ -11,14 +11,15 @@ with job(snakemake.log[0], snakemake.threads):
     dtype = manifest.read(source.subject)["facts"]["dtype"]
     subject = subjects.load(source.model, snakemake.resources.device, dtype)
     made_from = [source.activations, source.subject, source.tokens]
-    facts = cell.fit(
-        source.store,
-        os.path.dirname(out.cfg),
-        provenance.cell(snakemake.wildcards),
-        provenance.settings(spec, "sae"),
-        manifest.identity(spec, made_from),
-        subject.device,
-        e2e.EndToEnd(subject, source.token_store),
-    )
-    files = [out.cfg, out.weights, out.history]
-    manifest.write(out.manifest, spec, files, made_from, facts)
+    with stores.working(out.manifest, manifest.identity(spec, made_from)) as scratch:
+        facts = cell.fit(
+            source.store,
+            os.path.dirname(out.cfg),
+            provenance.cell(snakemake.wildcards),
+            provenance.settings(spec, "sae"),
+            scratch,
+            subject.device,
+            e2e.EndToEnd(subject, source.token_store),
+        )
+        files = [out.cfg, out.weights, out.history]
+        manifest.write(out.manifest, spec, files, made_from, facts)

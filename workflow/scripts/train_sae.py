@@ -2,19 +2,21 @@
 
 import os
 
-from streamgauge import manifest, provenance, subjects
+from streamgauge import manifest, provenance, stores, subjects
 from streamgauge.jobs import job
 from streamgauge.sae import cell
 
 with job(snakemake.log[0], snakemake.threads):
     spec, source, out = snakemake.params.spec, snakemake.input, snakemake.output
-    facts = cell.fit(
-        source.store,
-        os.path.dirname(out.cfg),
-        provenance.cell(snakemake.wildcards),
-        provenance.settings(spec, "sae"),
-        manifest.identity(spec, [source.activations]),
-        subjects.resolve_device(snakemake.resources.device),
-    )
-    files = [out.cfg, out.weights, out.history]
-    manifest.write(out.manifest, spec, files, [source.activations], facts)
+    made_from = [source.activations]
+    with stores.working(out.manifest, manifest.identity(spec, made_from)) as scratch:
+        facts = cell.fit(
+            source.store,
+            os.path.dirname(out.cfg),
+            provenance.cell(snakemake.wildcards),
+            provenance.settings(spec, "sae"),
+            scratch,
+            subjects.resolve_device(snakemake.resources.device),
+        )
+        files = [out.cfg, out.weights, out.history]
+        manifest.write(out.manifest, spec, files, made_from, facts)

@@ -6,7 +6,7 @@ from pathlib import Path
 from streamgauge import whole_file
 from streamgauge.sae import io, train
 from streamgauge.sae.objective import SquaredError
-from streamgauge.stores import ActivationStore, working
+from streamgauge.stores import ActivationStore
 
 
 def fit(
@@ -14,7 +14,7 @@ def fit(
     directory: Path | str,
     cell: Mapping[str, str | int],
     settings: Mapping[str, object],
-    identity: str,
+    scratch: Path | str,
     device: str = "cpu",
     objective: SquaredError | None = None,
 ) -> dict:
@@ -24,11 +24,11 @@ def fit(
 
     Args:
         activations: the training store.
-        directory: where the SAE goes; unfinished work waits beside it.
+        directory: where the SAE goes.
         cell: ``subject``, ``corpus``, ``expansion``, ``k``, ``seed``, ``tokens``, see
             `provenance.cell`.
         settings: the config block ``sae``, see `train.Settings`.
-        identity: what unfinished work belongs to, see `manifest.identity`.
+        scratch: directory for unfinished work, see `train.train`.
         device: a torch device.
         objective: the squared error when not given, see `train.train`.
 
@@ -42,21 +42,19 @@ def fit(
     numbers = {name: cell[name] for name in ("k", "seed", "tokens")}
     run = train.Run(d_sae=cell["expansion"] * store.d_model, **numbers)
     label = f"train L{store.layer:02d} k={run.k} seed={run.seed}"
-    directory = Path(directory)
-    with working(directory / "training", identity) as scratch:
-        (made,) = train.train(
-            store,
-            [run],
-            train.Settings(**settings),
-            scratch,
-            objective=objective,
-            device=device,
-            data_seed=run.seed,
-            label=label,
-        )
-        io.save(made.sae, directory, _metadata(store, cell, made.facts))
-        history = directory / "training.csv"
-        whole_file.replace(history, lambda path: made.history.to_csv(path, index=False))
+    (made,) = train.train(
+        store,
+        [run],
+        train.Settings(**settings),
+        scratch,
+        objective=objective,
+        device=device,
+        data_seed=run.seed,
+        label=label,
+    )
+    io.save(made.sae, directory, _metadata(store, cell, made.facts))
+    history = Path(directory) / "training.csv"
+    whole_file.replace(history, lambda path: made.history.to_csv(path, index=False))
     shape = {"d_model": store.d_model, "d_sae": run.d_sae, "k": run.k, "seed": run.seed}
     return {**shape, **made.facts}
 

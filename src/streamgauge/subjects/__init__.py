@@ -73,8 +73,8 @@ def make(
         StreamgaugeError: as for `prepare`.
     """
     directory = Path(directory)
-    with whole_file.beside(directory) as scratch:
-        scratch.mkdir()
+    with whole_file.beside(directory) as place:
+        scratch = place.parent
         source = fill(block, scratch)
         try:
             facts = _facts(scratch, block.get("dtype", "float32")) | {"source": source}
