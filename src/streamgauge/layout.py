@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from streamgauge import contents, costs, scatter, stores, verify
+from streamgauge import contents, costs, provenance, scatter, stores, verify
 from streamgauge.errors import StreamgaugeError
 
 # the stage and the split of every store
@@ -134,7 +134,7 @@ def _files(config, stage, corpus, split, d_model) -> dict[str, int]:
         # norms; means, their coordinate, median norm and threshold
         arrays, single = 2, 6
     if stage == "probes":
-        probes = costs.probes_of(config, split)
+        probes = provenance.STAGES[stage].block(config, {"split": split})["probes"]
         vectors, per_token = probes["count"], probes["count"] + probes["diagonal"]
         arrays += 2 * bool(probes["same_positions"]) + bool(probes["diagonal"])
     shard = min(sequences, stores.rows_per_chunk_and_shard(positions, per_token)[1])
