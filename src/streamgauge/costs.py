@@ -8,7 +8,8 @@ Per token, with d = d_model, m = d_sae, V words and L blocks of 12 d² parameter
 - a step of the native trainer costs 2 d m for the encoder and 8 d k for everything else, one of
   SAELens' trainer 12 d m; `behavioral` adds 6 d s for s probes, `e2e` three passes above the hook.
 
-Attention scores, softmaxes, Adam, AuxK, reading and writing are left out.
+Attention scores, softmaxes, Adam, AuxK, reading and writing are left out. Of MI critics and of the
+cross-lingual suite only the order of magnitude is counted.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from streamgauge import provenance
 BYTES = {"auto": 2, "float16": 2, "bfloat16": 2, "float32": 4}
 # SAE and untrained control; zero and mean ablation. Each is patched in once a token set.
 _SAES, _ABLATIONS, _TOKEN_SETS = 2, 2, 2
+# a file of prompts is not looked into: problems, tokens of a problem and of a worked example
+_PROBLEMS, _PROBLEM, _EXAMPLE = 100, 64, 128
 # an SAE somebody else trained is not looked into: as wide as they usually come
 _IMPORTED = {"expansion": 32, "k": 64}
 
@@ -72,9 +75,7 @@ def shape(config: Mapping[str, Any], known: Mapping[str, Any]) -> Shape:
     return Shape(**{name: known[name] for name in Shape._fields})
 
 
-def of(
-    config: Mapping[str, Any], stage: str, wildcards: Mapping[str, str], shape: Shape
-) -> Work | None:
+def of(config: Mapping[str, Any], stage: str, wildcards: Mapping[str, str], shape: Shape) -> Work:
     """The cost of the artifact that `wildcards` name.
 
     Args:
@@ -84,10 +85,12 @@ def of(
         shape: of its subject.
 
     Returns:
-        None for a stage that is not counted: one that runs no model, or a small one.
+        Nothing at all for a stage that runs no model and trains none.
     """
     count = _STAGES.get(stage)
-    return count and count(config, provenance.cell(wildcards) | dict(wildcards), shape)
+    if not count:
+        return Work(0, 0, 0)
+    return count(config, provenance.cell(wildcards) | dict(wildcards), shape)
 
 
 def sae(config: Mapping[str, Any], wildcards: Mapping[str, str], d_model: int) -> Sae:
@@ -103,6 +106,12 @@ def positions(
     block = config["corpora"][corpus]
     rows = block[f"{split}_sequences"]
     return block["context_length"] * (rows if at_most is None else min(rows, at_most))
+
+
+def prompted(config: Mapping[str, Any], prompts: str) -> tuple[int, int, int]:
+    """Problems of a block of prompts; tokens of a problem, and of one with its worked examples."""
+    block = config["prompts"][prompts]
+    return block["limit"] or _PROBLEMS, _PROBLEM, _PROBLEM + block["shots"] * _EXAMPLE
 
 
 def _subject(config, w, shape) -> Work:
@@ -141,7 +150,7 @@ def _gradients(config, w, shape) -> Work:
 
 
 def _probes(config, w, shape) -> Work:
-    probes = probes_of(config, w["split"])
+    probes = provenance.STAGES["probes"].block(config, w)["probes"]
     count, same, diagonal = (probes[name] for name in ("count", "same_positions", "diagonal"))
     n = positions(config, w["corpus"], w["split"])
     width = shape.d_model * BYTES[probes["dtype"]]
@@ -149,11 +158,6 @@ def _probes(config, w, shape) -> Work:
     passes = count + count * same + diagonal
     stored = width * ((count + diagonal) * n + count * same * rows)
     return Work(n, (shape.forward() + passes * shape.above(w["layer"])) * n, stored)
-
-
-def probes_of(config: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """The block `probes` as it holds for a split: training reads the downstream probes alone."""
-    return config["probes"] | ({"same_positions": 0, "diagonal": 0} if split == "train" else {})
 
 
 def _calibration(config, w, shape) -> Work:
@@ -202,6 +206,46 @@ def _attention(config, w, shape) -> Work:
     return Work(used, (flops + _SAES * _code(config, w, shape)) * used, 0)
 
 
+def _critics(config, w, shape) -> Work:
+    block = config["critics"]
+    used = positions(config, w["corpus"], "train", block["sequences"])
+    # both critics and their nulls at every width, forward and backward
+    n, hidden = block["batch_size"], block["hidden"]
+    steps = 2 * 2 * len(block["widths"]) * block["steps"]
+    trained = 6 * steps * n * hidden * (shape.d_model + n)
+    return Work(used, shape.forward() * used + trained, 0)
+
+
+def _weights(config, w, shape) -> Work:
+    # singular values of every layer's stacked kernels
+    return Work(0, 20 * shape.d_model**3 * shape.n_layers, 0)
+
+
+def _states(config, w, shape) -> Work:
+    problems, own, length = prompted(config, w["prompts"])
+    tokens = 2 * problems * length
+    stored = 4 * shape.d_model * shape.n_layers * 2 * problems * own
+    return Work(tokens, shape.blocks(shape.n_layers) * tokens, stored)
+
+
+def _patching(config, w, shape) -> Work:
+    problems, _, length = prompted(config, w["prompts"])
+    block = config["patching"]
+    # nothing and everything patched; Z and its complement from four runs; the random controls
+    conditions = 2 + 8 + 2 * block["random"] + block["norm_matched"]
+    rows = problems * conditions
+    flops = shape.blocks(shape.n_layers) * length + shape.forward() * block["max_new_tokens"]
+    return Work(rows * (length + block["max_new_tokens"]), flops * rows, 0)
+
+
+def _ard(config, w, shape) -> Work:
+    problems, own, _ = prompted(config, w["prompts"])
+    fits = 2 + config["ard"]["permutations"]
+    # distances of all pairs of a problem's tokens, forward and backward
+    step = 6 * problems * (2 * own) ** 2 * shape.d_model
+    return Work(2 * problems * own, fits * config["ard"]["steps"] * step, 0)
+
+
 _STAGES = {
     "subject": _subject,
     "pretrain": _pretrain,
@@ -218,4 +262,10 @@ _STAGES = {
     "evaluate": _evaluate,
     "sensitivity": _sensitivity,
     "attention": _attention,
+    "critics": _critics,
+    "geometry": _weights,
+    "basis": _weights,
+    "states": _states,
+    "patching": _patching,
+    "ard": _ard,
 }
