@@ -8,7 +8,7 @@ from streamgauge.jobs import job
 with job(snakemake.log[0], snakemake.threads):
     spec, source, at = snakemake.params.spec, snakemake.input, snakemake.wildcards
     dtype = gradients.computed_in(manifest.read(source.subject)["facts"]["dtype"])
-    final = Path(snakemake.output[0]).with_name(f"gradients-{at.split}.zarr")
+    final = Path(snakemake.output[0]).with_name("gradients-eval.zarr")
     gradients.harvest(
         subjects.load(source.model, snakemake.resources.device, dtype),
         stores.open_tokens(source.token_store),
