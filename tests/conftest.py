@@ -1,6 +1,8 @@
 """Fixtures that several files share."""
 
+import os
 import shutil
+import sys
 
 import pytest
 from filelock import FileLock
@@ -11,6 +13,10 @@ import pipeline
 # the same examples on every run
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# a process that may not keep byte code compiles every library anew: most of a small job's time
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")
