@@ -15,8 +15,8 @@ from streamgauge.errors import StreamgaugeError
 STAGES = [
     *("harvest", "gradients", "probes", "calibration", "spectra", "sae", "evaluate"),
     *("attention", "critics", "comparisons", "verdicts", "simulation", "statistics", "figures"),
-    *("pretrain", "imports", "resources", "scatter", "prompts", "crosslingual", "geometry", "states"),
-    *("separation", "updates", "bridge", "patching", "ard", "dissociation"),
+    *("pretrain", "imports", "resources", "scatter", "prompts", "crosslingual", "geometry"),
+    *("states", "separation", "updates", "bridge", "patching", "ard", "dissociation"),
 ]
 
 

@@ -12,14 +12,14 @@ MODULES = sorted((ROOT / "src/streamgauge").rglob("*.py"))
 
 # a module may import from earlier rows and from its own
 ROWS = [
-    {"errors", "progress", "jobs", "wording", "yaml_file"},
+    {"errors", "progress", "jobs", "wording", "yaml_file", "json_file", "whole_file"},
     {
         *("metrics", "spectra", "statistics", "row_metric", "critics"),
         *("subspace", "ard_mmd", "ard_sets", "bridge", "contrasts", "dissociation"),
     },
     {
-        *("shards", "unfinished", "zarr_trust", "zarr_store", "stores", "manifest", "provenance"),
-        *("checkpoints", "basis_store"),
+        *("shards", "unfinished", "zarr_trust", "zarr_store", "token_store", "stores", "manifest"),
+        *("provenance", "checkpoints", "basis_store"),
     },
     {"subjects", "corpora", "hooks", "projections"},
     {
@@ -47,7 +47,7 @@ ROWS = [
     },
     {
         *("config", "study", "contents", "verify", "inspect", "estimate", "audit"),
-        *("scatter", "costs", "requests"),
+        *("scatter", "costs", "layout", "requests"),
         "cli",
     },
 ]
