@@ -30,8 +30,8 @@ from streamgauge.wording import (
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tab and new line
-# levels of nesting, values, and whole numbers that a configuration can hold
-_DEEPEST, _MOST, _LARGEST = 50, 10_000, 2**64
+# what a configuration can hold: levels of nesting, values, whole numbers, characters of a key
+_DEEPEST, _MOST, _LARGEST, _LONGEST_KEY = 50, 10_000, 2**64, 100
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -137,10 +137,12 @@ def _values(value: Any, path: str, above: tuple = ()) -> Iterator[str | None]:
     for i, item in enumerate(value if isinstance(value, list) else ()):
         yield from _values(item, f"{path}[{i}]", (*above, value))
     for key, item in value.items() if isinstance(value, dict) else ():
-        if isinstance(key, str):
-            yield from _values(item, join(path, key), (*above, value))
-        else:
+        if not isinstance(key, str):
             yield f"{join(path, shown(key))}: a key must be text; put {shown(key)} in quotes"
+        elif len(key) > _LONGEST_KEY:  # names become folders
+            yield f"{join(path, key)}: a key is at most {_LONGEST_KEY} characters long"
+        else:
+            yield from _values(item, join(path, key), (*above, value))
 
 
 def _normalised(value: Any, schema: dict) -> Any:
