@@ -1,0 +1,209 @@
+"""Stores made in parts: how they are cut, and what the gather finds, removes and commits."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lookup import Lookup, N, T, close, run, run_whole, scratch_of
+from pipeline import tree_digest
+from streamgauge import gather, manifest, shards, stores
+from streamgauge.errors import StreamgaugeError
+
+N_SHARDS = 5
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Digest of a store made in one part."""
+    final = tmp_path_factory.mktemp("whole") / "a.zarr"
+    run_whole(final)
+    return tree_digest(final)
+
+
+def test_parts_by_hand():
+    # 600 rows of 128 tokens: shards of 128 rows, 16,384 tokens
+    assert stores.n_parts(600, 128, None) == stores.n_parts(600, 128, 10**9) == 1
+    assert stores.n_parts(600, 128, 16384) == N_SHARDS
+    assert stores.n_parts(600, 128, 1) == N_SHARDS  # a job writes a shard at least
+    assert stores.n_parts(600, 128, 2 * 16384) == 3
+    assert stores.n_parts(600, 128, 2 * 16384 - 1) == N_SHARDS
+    # with 8 vectors a token a shard is one chunk of 16 rows
+    assert stores.n_parts(600, 128, 4 * 2048, per_token=8) == 10
+    assert [list(shards.of_part((i, 3), N_SHARDS)) for i in range(3)] == [[0], [1, 2], [3, 4]]
+
+
+@given(
+    n_sequences=st.integers(1, 10**6),
+    n_positions=st.integers(1, 4096),
+    tokens_per_job=st.integers(1, 10**9),
+    per_token=st.integers(1, 20),
+)
+def test_parts_cover_every_shard_once_and_keep_to_their_size(
+    n_sequences, n_positions, tokens_per_job, per_token
+):
+    n = stores.n_parts(n_sequences, n_positions, tokens_per_job, per_token)
+    rows = stores.rows_per_chunk_and_shard(n_positions, per_token)[1]
+    n_shards = -(-n_sequences // rows)
+    assert 1 <= n <= n_shards
+    ends = [shards.of_part((i, n), n_shards) for i in {0, n // 2, n - 1}]
+    assert shards.of_part((0, n), n_shards).start == 0
+    assert shards.of_part((n - 1, n), n_shards).stop == n_shards
+    for i in range(max(0, n // 2 - 3), min(n - 1, n // 2 + 3)):
+        assert shards.of_part((i, n), n_shards).stop == shards.of_part((i + 1, n), n_shards).start
+    for part in ends:
+        assert 0 < len(part)
+        assert len(part) == 1 or len(part) * rows * n_positions <= tokens_per_job
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 7])
+def test_the_number_of_parts_changes_no_byte(tmp_path, whole, n):
+    final = tmp_path / "a.zarr"
+    for i in reversed(range(n)):  # in any order; with 7, two parts are empty
+        run(final, part=(i, n))
+    close(final)
+    assert tree_digest(final) == whole
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A store written in three parts, shards 0 | 1, 2 | 3, 4, and their receipts."""
+    final = tmp_path / "a.zarr"
+    receipts = [tmp_path / f".a.part-{i}-of-3" for i in range(3)]
+    for i, receipt in enumerate(receipts):
+        run(final, part=(i, 3))
+        receipt.touch()
+    return final, receipts
+
+
+def damage(file, how):
+    data = bytearray(file.read_bytes())
+    if how == "removed":
+        file.unlink()
+    elif how == "cut short":
+        file.write_bytes(data[:-1])
+    else:
+        data[len(data) // 2] ^= 4
+        file.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["removed", "cut short", "a flipped bit"])
+def test_running_again_makes_exactly_the_damaged_shards(made, whole, how):
+    final, receipts = made
+    work = scratch_of(final)
+    files = [work / f"activations/c/{i}/0/0" for i in range(N_SHARDS)]
+    inodes = [file.stat().st_ino for file in files]
+    damage(files[1], how)
+    with pytest.raises(StreamgaugeError) as caught:
+        gather.activations(work, receipts, progress=False)
+    text = str(caught.value)
+    assert text.startswith(f"{work}: shard 1 of array 'activations' is ") and "\n" not in text
+    assert text.endswith("run again: exactly those shards are made anew.")
+    # the receipt of the part that holds it, and nothing else
+    assert [receipt.exists() for receipt in receipts] == [True, False, True]
+    assert [file.exists() for file in files] == [True, False, True, True, True]
+    subject = Lookup()
+    run(final, part=(1, 3), subject=subject)
+    assert subject.calls == 6  # batches of one shard
+    assert [file.stat().st_ino for i, file in enumerate(files) if i != 1] == [
+        inode for i, inode in enumerate(inodes) if i != 1
+    ]
+    close(final)
+    assert tree_digest(final) == whole
+
+
+def test_all_damaged_shards_are_found_at_once(made):
+    final, receipts = made
+    work = scratch_of(final)
+    damage(work / "activations/c/0/0/0", "a flipped bit")
+    damage(work / "activations/c/4/0/0", "removed")
+    with pytest.raises(StreamgaugeError, match=r"shard 0 .*\(2 shards are missing or damaged\)"):
+        gather.activations(work, receipts, progress=False)
+    assert [receipt.exists() for receipt in receipts] == [False, True, False]
+    assert stores.Store(work).missing("activations") == [0, 4]
+
+
+def test_receipts_without_a_store_are_removed(made):
+    final, receipts = made
+    work = scratch_of(final)
+    (work / "zarr.json").write_text("{")
+    with pytest.raises(StreamgaugeError, match=r"not a readable store\. Delete that directory"):
+        gather.activations(work, receipts, progress=False)
+    assert not any(receipt.exists() for receipt in receipts)
+
+
+@pytest.mark.parametrize("name", ["probes", "same_position", "sampled_position", "shift"])
+def test_every_array_of_probes_is_checked(tmp_path, name):
+    work = stores.scratch(tmp_path / "p.zarr", "{}")
+    layer = {"n_sequences": 40, "n_positions": 128, "d_model": 4, "layer": 0, "hook_name": "h"}
+    options = {"n_probes": 6, "same_positions": 2, "diagonal": 2, "dtype": "float16"}
+    stores.create_probes(work, **layer, **options)
+    store = stores.Store(work, writable=True)
+    for array in ("probes", "same_position", "sampled_position", "shift"):
+        store.write(array, 0, np.ones(store.array(array).shape, store.array(array).dtype))
+    assert gather.probes(work, progress=False)["n_shift_probes"] == 2
+    file = next((work / name / "c/2").rglob("0"))
+    damage(next(p for p in [file, *file.rglob("*")] if p.is_file()), "a flipped bit")
+    with pytest.raises(StreamgaugeError, match=f"shard 2 of array '{name}' is damaged"):
+        gather.probes(work, progress=False)
+    assert store.missing(name) == [2]
+
+
+def test_gradients_are_checked(tmp_path):
+    work = stores.scratch(tmp_path / "g.zarr", "{}")
+    layer = {"n_sequences": 300, "n_positions": 128, "d_model": 4, "layer": 0, "hook_name": "h"}
+    stores.create_gradients(work, dtype="bfloat16", **layer)
+    stores.Store(work, writable=True).write("gradients", 0, np.ones((300, 128, 4), np.uint16))
+    assert gather.gradients(work, progress=False)["dtype"] == "bfloat16"
+    damage(work / "gradients/c/1/0/0", "a flipped bit")
+    with pytest.raises(StreamgaugeError, match="shard 1 of array 'gradients' is damaged"):
+        gather.gradients(work, progress=False)
+
+
+def test_commit_leaves_a_manifest_that_fits_and_no_work(made, whole):
+    final, _ = made
+    work, path = scratch_of(final), final.with_suffix(".json")
+    # what processes that were killed left behind
+    (work / "activations/c/0/0/0.0123.partial").write_bytes(b"half")
+    final.with_name(f"{work.name}.{'0' * 32}").mkdir()
+    facts = gather.activations(work, progress=False)
+    gather.commit(work, final, path, '{"stage": "x"}', [], facts)
+    record = json.loads(path.read_text())
+    assert manifest.problems(path) == [] and record["facts"] == facts
+    assert {name.split("/")[0] for name in record["files"]} == {"a.zarr"}
+    assert tree_digest(final) == whole
+    left = {p.name for p in final.parent.iterdir() if "part-" not in p.name}
+    assert left == {"a.zarr", "a.json"}
+    # the same as a manifest that is written afterwards
+    again = manifest.write(path.with_name("b.json"), '{"stage": "x"}', [final], [], facts)
+    assert again == record
+
+
+GATHER = """
+import sys
+from streamgauge import gather, manifest, stores
+from streamgauge.jobs import job
+for work in sys.argv[1:]:
+    gather.activations(work, progress=False)
+heavy = {"torch", "transformers", "pandas", "matplotlib"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def test_a_gather_needs_no_torch(tmp_path):
+    """It runs once for every store, often for a second: its imports would be most of it."""
+    works = []
+    for dtype in ("float16", "bfloat16", "float32"):
+        works.append(stores.scratch(tmp_path / f"{dtype}.zarr", "{}"))
+        layer = {"n_sequences": N, "n_positions": T, "d_model": 2, "layer": 0, "hook_name": "h"}
+        stores.create_activations(works[-1], dtype=dtype, **layer)
+        kind = "uint16" if dtype == "bfloat16" else dtype
+        stores.Store(works[-1], writable=True).write("activations", 0, np.full((N, T, 2), 3, kind))
+    ran = subprocess.run(
+        [sys.executable, "-c", GATHER, *works], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
