@@ -79,13 +79,11 @@ def estimate(
         (_LABELS.get(stage, stage), 1, *costs.of(config, stage, at, shapes[at["subject"]]))
         for stage, at in _jobs(config)
     )
-    work = pd.DataFrame(jobs, columns=["stage", "jobs", *costs.Work._fields])
-    # beyond 10¹⁸, which a large study has, whole numbers overflow
-    work["flops"] = work.flops.astype(float)
+    # Python's whole numbers do not overflow, those of 64 bits do in a large study
+    work = pd.DataFrame(jobs, columns=["stage", "jobs", *costs.Work._fields], dtype=object)
     found = work.groupby("stage").sum().reindex(STAGES).dropna()
     found.loc["total"] = found.sum()
-    whole = ["jobs", "tokens", "disk_bytes"]
-    found = found.astype(dict.fromkeys(whole, "int64")).reset_index()
+    found = found.astype({"flops": float}).infer_objects().reset_index()
     found.insert(4, "gpu_hours", found.flops / (tflops * 1e12) / 3600)
     return found
 
