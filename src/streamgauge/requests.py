@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from streamgauge import costs, shards
+from streamgauge import costs, provenance, shards
 from streamgauge.costs import Shape
 
 #: A subject that nothing tells the shape of yet: about 1.5·10⁹ parameters.
@@ -63,8 +63,10 @@ def job(
         ``mem_mb`` (MB) and ``runtime`` (minutes), whole numbers, `attempt` times those of the
         first attempt.
     """
-    shape = costs.shape(config, shape) if shape else UNKNOWN
     wildcards = dict(wildcards)
+    shape = costs.shape(config, shape) if shape else UNKNOWN
+    # a model unknown as yet may be deeper; one that lacks the layer is refused by the job itself
+    shape = shape._replace(n_layers=max(shape.n_layers, int(wildcards.get("ell", 0)) + 1))
     if stage not in _HELD or (stage in _IN_PARTS and "part" not in wildcards):
         moved = costs.of(config, stage, wildcards, shape).disk_bytes if stage in _IN_PARTS else 0
         asked = {"mem_mb": SMALL, "runtime": _minutes(config, 0, 2 * moved)}
@@ -144,6 +146,15 @@ def _passes(block: str, tables: int, graph: bool = False, more: Callable | None 
         return _Held(host, _pass(tokens, shape, tables, depth))
 
     return held
+
+
+def _probed(config, w, shape) -> _Held:
+    probes = provenance.STAGES["probes"].block(config, w)["probes"]
+    host, device = _passes("probes", 5, graph=True, more=_shards)(config, w, shape)
+    # every probe of a batch, as pulled back and as stacked
+    tokens = probes["batch_size"] * config["corpora"][w["corpus"]]["context_length"]
+    vectors = probes["count"] + probes["diagonal"]
+    return _Held(host, device + 3 * _F32 * tokens * shape.d_model * vectors)
 
 
 def _shards(config, w, shape) -> int:
@@ -267,7 +278,7 @@ _HELD: dict[str, Callable[..., _Held]] = {
     "spectra": _passes("spectra", 0, more=_covariances),
     "harvest": _passes("harvest", 0, more=_shards),
     "gradients": _passes("gradients", 4, graph=True, more=_shards),
-    "probes": _passes("probes", 5, graph=True, more=_shards),
+    "probes": _probed,
     "calibration": _passes("calibration", 4),
     "baseline": _passes("evaluate", 4),
     "train_sae": _training(),
