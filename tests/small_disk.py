@@ -1,6 +1,7 @@
 """A file system of a few MiB, to be filled."""
 
 import contextlib
+import os
 import subprocess
 
 import pytest
@@ -24,3 +25,13 @@ def mounted(folder, mib):
 def enlarge(folder, mib):
     """Give it another size; what it holds stays."""
     subprocess.run(["mount", "-o", f"remount,size={mib}m", str(folder)], check=True)
+
+
+def fill(folder, free=0):
+    """Leave at most `free` bytes; gives the file to remove."""
+    filler = folder / "filler"
+    with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    os.truncate(filler, filler.stat().st_size - free)
+    return filler

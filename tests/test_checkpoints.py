@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+import small_disk
+from sae_data import activations, write_store
 from streamgauge import checkpoints
 from streamgauge.errors import StreamgaugeError
+from streamgauge.sae.train import CHECKPOINT, Run, Settings, train
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
@@ -37,3 +40,23 @@ def test_a_checkpoint_is_continued_by_its_own_work_only(tmp_path):
         checkpoints.load(path)
     with pytest.raises(StreamgaugeError, match="cannot be written"):
         checkpoints.save(path / "below a file", tensors, facts)
+
+
+def test_a_disk_that_fills_while_training_loses_no_checkpoint(tmp_path):
+    store = write_store(tmp_path / "a.zarr", activations(40, 64, 16))
+    runs = [Run(k=4, d_sae=256, seed=0, tokens=10 * 256)]
+    settings = Settings(batch_size=256, warmup_steps=2, lr=2e-3, dead_tokens=700, pool_tokens=2048)
+    (whole,) = train(store, runs, settings, tmp_path / "whole", checkpoint_seconds=0)
+    size = (tmp_path / "whole" / CHECKPOINT).stat().st_size
+    with small_disk.mounted(tmp_path / "disk", 4) as disk:
+        # room for one checkpoint, not for the next beside it
+        filler = small_disk.fill(disk, size * 3 // 2)
+        with pytest.raises(StreamgaugeError, match=r"cannot be written .*No space left") as caught:
+            train(store, runs, settings, disk, checkpoint_seconds=0)
+        assert caught.value.where == str(disk / CHECKPOINT) and "\n" not in str(caught.value)
+        assert sorted(path.name for path in disk.iterdir()) == [CHECKPOINT, "filler"]
+        assert checkpoints.load(disk / CHECKPOINT)[0]["0.done"][0] == 1
+        filler.unlink()
+        (resumed,) = train(store, runs, settings, disk, checkpoint_seconds=0)
+    assert torch.equal(resumed.sae.W_dec, whole.sae.W_dec)
+    assert resumed.history.equals(whole.history) and resumed.facts == whole.facts

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import models
+import small_disk
 from streamgauge import controls, evaluate, hooks, metrics, subjects
 from streamgauge.errors import StreamgaugeError
 from streamgauge.evaluate import TOKEN_SETS
@@ -278,3 +279,21 @@ def test_a_killed_run_continues_to_the_same_tables(subject, directory, setup, tm
         pd.testing.assert_frame_equal(one, two, check_exact=True)
     after = {p.name: p.stat().st_mtime_ns for p in Path(scratch).glob("rows-*")}
     assert len(after) == 4 and after.items() >= finished.items()
+
+
+def test_a_full_disk_keeps_the_finished_batches(subject, setup, tmp_path):
+    _, _, mean, threshold, codecs = setup
+    arguments = (subject, TOKENS, LAYER, {"sae": codecs["sae"]}, mean, threshold)
+    whole = evaluate.evaluate(*arguments, batch_size=1, scratch=tmp_path / "whole")
+    sizes = [file.stat().st_size for file in (tmp_path / "whole").iterdir()]
+    with small_disk.mounted(tmp_path / "disk", 1) as disk:
+        filler = small_disk.fill(disk, 3 * max(sizes))
+        with pytest.raises(StreamgaugeError, match=r"parquet: cannot be written .*No space left"):
+            evaluate.evaluate(*arguments, batch_size=1, scratch=disk)
+        finished = set(disk.glob("*.parquet"))
+        assert {path.name for path in disk.iterdir()} == {p.name for p in finished} | {"filler"}
+        assert any(path.name.startswith("rows") for path in finished) and len(finished) < 2 * N
+        filler.unlink()
+        resumed = evaluate.evaluate(*arguments, batch_size=1, scratch=disk)
+    for one, two in zip(resumed, whole, strict=True):
+        pd.testing.assert_frame_equal(one, two, check_exact=True)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+import small_disk
 from streamgauge import manifest
 from streamgauge.errors import StreamgaugeError
 
@@ -94,6 +95,18 @@ def test_something_else_is_refused_by_name(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(StreamgaugeError, match=r"x\.json"):
         manifest.read(tmp_path / "x.json")
+
+
+def test_a_full_disk_leaves_the_old_manifest(tmp_path):
+    with small_disk.mounted(tmp_path / "disk", 1) as disk:
+        path = disk / "x.json"
+        manifest.write(path, SPEC, [], facts={"n": 1})
+        before, filler = path.read_bytes(), small_disk.fill(disk)
+        with pytest.raises(StreamgaugeError, match=r"x\.json: cannot be written .*No space left"):
+            manifest.write(path, SPEC, [], facts={"n": 2})
+        assert path.read_bytes() == before and set(disk.iterdir()) == {path, filler}
+        filler.unlink()
+        assert manifest.write(path, SPEC, [], facts={"n": 2})["facts"] == {"n": 2}
 
 
 def test_not_a_number_is_refused(tmp_path):
