@@ -43,7 +43,8 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-ReturnToService=2
+# a node that a test sets down stays down
+ReturnToService=1
 MpiDefault=none
 SwitchType=switch/none
 # no cgroups: in containers and as an ordinary user there are none to be had
