@@ -100,9 +100,14 @@ def describe(path: str | Path, root: Path | None = None, config: Mapping | str =
     if path.is_dir() and own is None:
         return "\n".join([str(path), *_folder(path, root, config)])
     lines = [str(path)]
-    if own is not None:
-        lines += _provenance(own, root, config)
-    shown = list(_content(path, own))
+    try:
+        if own is not None:
+            lines += _provenance(own, root, config)
+        shown = list(_content(path, own))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StreamgaugeError(
+            f"holds what no artifact of its kind holds ({error!r:.80})", where=str(path)
+        ) from error
     return "\n".join(lines + (["", *shown] if shown else []))
 
 
@@ -209,7 +214,7 @@ def _content(path: Path, own: Path | None) -> Iterator[str]:
     elif path.suffix == ".json":
         try:
             value = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StreamgaugeError(f"not JSON ({error})", where=str(path)) from error
         for key, item in value.items() if isinstance(value, dict) else [("content", value)]:
             yield contents.line(key, contents.flow(item))

@@ -109,12 +109,14 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     remedy = f"Remove {path} and run snakemake again."
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would be read without end
+            raise ValueError("no regular file")
         record = json.loads(path.read_text())
     except FileNotFoundError:
         raise StreamgaugeError(
             "no such manifest", where=str(path), remedy="Run snakemake to make it."
         ) from None
-    except (ValueError, IsADirectoryError):
+    except (ValueError, RecursionError):
         raise StreamgaugeError(
             "not a manifest (not JSON)", where=str(path), remedy=remedy
         ) from None

@@ -161,7 +161,7 @@ def _hypothesis(name, fact, rules) -> str:
     """One verdict: the claim, the test, what was observed, and its null."""
     rule = f"{_rule(name, rules)} {pages.sentence(fact['reason'])}"
     parts = [
-        f"<section><h2>{name}: <span class='verdict'>{fact['verdict']}</span></h2>",
+        f"<section><h2>{name}: <span class='verdict'>{escape(fact['verdict'])}</span></h2>",
         f"<p>{pages.mark('hypothesis')} {escape(fact['claim'])}</p>",
         f"<p>{pages.mark('test')} {escape(rule)}</p>",
     ]

@@ -1,6 +1,7 @@
 """Does every artifact still hold what was written, and would today's config and code write it?"""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def _ours(path: Path) -> bool:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -182,7 +183,14 @@ def _well_formed(record: Mapping[str, Any]) -> bool:
             and all(isinstance(item, str) for item in record[key].values())
             for key in ("files", "inputs")
         )
+        and all(map(_beside, record["files"]))
+        and not any(map(os.path.isabs, record["inputs"]))
     )
+
+
+def _beside(name: str) -> bool:
+    """Whether a file of an artifact lies beside its manifest or below."""
+    return not os.path.isabs(name) and ".." not in Path(name).parts
 
 
 def size(path: Path) -> int:
