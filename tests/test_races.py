@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lookup
-from lookup import D, N, T, close, run, run_whole, scratch_of
+from lookup import D, Lookup, N, T, close, run, run_whole, scratch_of
 from pipeline import tree_digest
 from streamgauge import stores
 from streamgauge.errors import StreamgaugeError
@@ -69,9 +69,22 @@ def test_a_reader_never_sees_a_gap(tmp_path, processes):
     assert not list(work.rglob("*.partial"))
 
 
-def orphan(final, out):
+class Waits(Lookup):
+    """Stops in the middle of the third shard until something has happened."""
+
+    def __init__(self, happened):
+        super().__init__()
+        self.happened = happened
+
+    def residuals(self, ids, layers):
+        if self.calls == 15:
+            self.happened.wait()
+        return super().residuals(ids, layers)
+
+
+def orphan(final, happened, out):
     try:
-        run(final, seconds=0.05)
+        run(final, subject=Waits(happened))
     except StreamgaugeError as error:
         out.put(str(error))
     else:
@@ -80,16 +93,17 @@ def orphan(final, out):
 
 @pytest.mark.parametrize("outcome", ["committed", "given up"])
 def test_an_orphan_that_writes_on_harms_nothing(tmp_path, processes, whole, outcome):
-    final, out = tmp_path / "a.zarr", processes.SimpleQueue()
-    process = processes.Process(target=orphan, args=(final, out))
+    final, happened, out = tmp_path / "a.zarr", processes.Event(), processes.SimpleQueue()
+    process = processes.Process(target=orphan, args=(final, happened, out))
     process.start()
-    first = scratch_of(final) / "activations/c/0/0/0"
-    while not first.exists():
+    second = scratch_of(final) / "activations/c/1/0/0"
+    while not second.exists():
         time.sleep(0.005)
     if outcome == "committed":
         run_whole(final)
     else:
         stores.scratch(final, "another spec")
+    happened.set()
     process.join()
     assert out.get() == (
         f"{scratch_of(final)}: this work has been finished or removed by another process. Where no"
