@@ -59,8 +59,9 @@ ELSEWHERE = ("verdict_calibration", "crosslingual_")
 FIGURE_NAMES = [name for name in config["figures"] if not name.startswith(ELSEWHERE)]
 STUDY = f"results/studies/{config['study']}"
 
-# two jobs side by side on this machine; a cluster job has its own cores
-THREADS = requests.threads(config, workflow.cores)
+# two jobs side by side on this machine; a job on a cluster, and whoever submits it, do not count
+CORES = None if workflow.remote_exec else workflow.resource_settings.cores
+THREADS = requests.threads(config, CORES)
 SCRATCH = [name for name, block in config["subjects"].items() if block["source"] == "scratch"]
 
 
