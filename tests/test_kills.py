@@ -79,7 +79,8 @@ def kill_a_gather(folder, gather, rng):
     found = []
     while True:
         process = killing.start(folder, gather)
-        process.join(rng.uniform(0, 1))
+        # it begins anew every time: ever later, so that a slow machine comes to an end too
+        process.join(rng.uniform(0, 0.2 * 1.5 ** len(found)))
         process.kill()
         process.join()
         if process.exitcode == 0:
