@@ -204,6 +204,7 @@ def _cross_checks(config: dict, faulty: set) -> Iterator[str]:
                 yield from _scratch(name, block, config, faulty)
     yield from _between_lists(grid)
     yield from _references(config, faulty)
+    yield from _paths(config, faulty)
     if "crosslingual" not in faulty:
         yield from _crosslingual(config, faulty)
     if "sae" in faulty:
@@ -279,6 +280,21 @@ def _references(config: dict, faulty: set) -> Iterator[str]:
                 yield f"imports.{name}.{key} is {block[key]!r}, which {kind} does not define" + (
                     nearest(block[key], config[kind])
                 )
+
+
+def _paths(config: dict, faulty: set) -> Iterator[str]:
+    """Paths that no file can have, or that mean something else to the workflow."""
+    for kind in sorted({"subjects", "corpora", "imports", "prompts"} - faulty):
+        for name, block in config[kind].items():
+            listed = {f"paths[{i}]": path for i, path in enumerate(block.get("paths", ()))}
+            if "path" in block:
+                listed["path"] = block["path"]
+            for key, path in listed.items():
+                here = f"{kind}.{name}.{key} is {shown(path)}"
+                if "{" in path or "}" in path:
+                    yield f"{here}; braces name wildcards: give the file another name"
+                if len(path) > 4095 or any(len(part.encode()) > 255 for part in path.split("/")):
+                    yield f"{here}, which is too long for a file's name"
 
 
 def _crosslingual(config: dict, faulty: set) -> Iterator[str]:

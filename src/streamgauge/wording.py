@@ -55,6 +55,10 @@ def worded(error, config: Any) -> Iterator[str]:
     path = _path(error.absolute_path)
     value, rule, schema = error.instance, error.validator, error.schema
     here = path or "the configuration"
+    steps = list(error.absolute_schema_path)
+    if "allOf" in steps and "properties" not in steps[steps.index("allOf") :]:
+        if not isinstance(value, dict):
+            return  # what is no block at all lacks no keys of any kind of block
     if rule == "additionalProperties":
         for key in value:
             if child_of(schema, key) is None:
