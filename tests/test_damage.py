@@ -2,11 +2,13 @@
 
 import re
 import shutil
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray
 
 from lookup import Lookup, T, rows
 from pipeline import ROOT
@@ -145,6 +147,17 @@ READERS = [
     (inspected("states.zarr"), "states", "role"),
     (inspected("activations-train.zarr"), "activations-train", "sequence"),
 ]
+
+
+@pytest.mark.parametrize("store", sorted({store for _, store, _ in READERS}))
+def test_xarray_opens_every_store_as_it_lies(made, store):
+    ours = stores.Store(made / f"{store}.zarr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with xarray.open_zarr(made / f"{store}.zarr") as opened:
+            assert sorted(opened.variables) == ours.names
+            for name in ours.names:
+                np.testing.assert_array_equal(opened[name].values, ours.read(name))
 
 
 def flip(file, rng):

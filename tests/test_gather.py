@@ -1,6 +1,7 @@
 """Stores made in parts: how they are cut, and what the gather finds, removes and commits."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pipeline
 from lookup import Lookup, N, T, close, run, run_whole, scratch_of
 from pipeline import tree_digest
 from streamgauge import gather, manifest, shards, stores
@@ -207,3 +209,31 @@ def test_a_gather_needs_no_torch(tmp_path):
         [sys.executable, "-c", GATHER, *works], capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.cluster
+def test_snakemake_makes_the_damaged_part_anew(tmp_path):
+    """Between the parts and the gather a bit flips: one run says so, the next makes one part."""
+    folder = pipeline.create(tmp_path)
+    pipeline.write(folder, {**pipeline.STUDY, "scatter": {"harvest": 1}})
+    layer = folder / "results/tiny/prose/L01"
+    target = "results/tiny/prose/L01/activations-train.json"
+    pipeline.snakemake(folder, target)
+    record = (folder / target).read_bytes()
+    for path in (folder / target, layer / "activations-train.zarr"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    pipeline.snakemake(folder, target, "--until", "harvest_part", "--notemp")
+    (work,) = layer.glob(".activations-train.zarr.*.partial")
+    n = stores.Store(work).n_shards("activations")
+    receipts = [layer / f".activations-train.part-{i}-of-{n}" for i in range(n)]
+    assert n > 1 and all(receipt.exists() for receipt in receipts)
+    damage(work / "activations/c/1/0/0", "a flipped bit")
+    done = pipeline.snakemake(folder, target, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stdout
+    assert "shard 1 of array 'activations' is damaged" in done.stdout
+    part = f"harvest tiny layer 01, train, part {{}} of {n}"
+    assert pipeline.planned(folder, target) == {part.format(1), "harvest tiny layer 01, train"}
+    pipeline.snakemake(folder, target)
+    assert (folder / target).read_bytes() == record
+    assert manifest.problems(folder / target) == []
+    assert not [path for path in layer.iterdir() if path.name.startswith(".activations")]

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -189,6 +190,18 @@ def test_scratch_is_kept_for_the_same_spec_only(tmp_path):
     assert not (other / "shard").exists()
     # what was begun for another spec is nobody's any more; the neighbour's is
     assert sorted(tmp_path.iterdir()) == sorted([neighbour, other])
+
+
+def test_processes_that_begin_together_leave_each_other_be(tmp_path):
+    final = tmp_path / "x.zarr"
+    name = stores.scratch(final, "{}").name
+    shutil.rmtree(tmp_path / name)
+    begun = tmp_path / f"{name}.{'0' * 32}"  # another's, about to be renamed
+    begun.mkdir()
+    assert stores.scratch(final, "{}").is_dir() and begun.exists()
+    with stores.working(final, "{}"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_layout_under_the_same_spec_is_refused(tmp_path):
