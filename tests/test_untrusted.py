@@ -366,7 +366,8 @@ def test_a_parquet_column_with_a_pickle_for_a_type(tmp_path, bomb):
 )
 def test_a_line_of_json_that_is_no_document(tmp_path, line):
     (tmp_path / "a.jsonl").write_text(line + "\n")
-    refused(lambda: rows(source="text", paths=[str(tmp_path / "a.jsonl")]))
+    said = refused(lambda: rows(source="text", paths=[str(tmp_path / "a.jsonl")]))
+    assert "a.jsonl line 1" in said
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt"])
