@@ -161,6 +161,8 @@ def commit(
 
     All that takes long or may fail comes before the store leaves its scratch directory: a workflow
     engine removes the outputs of a job that is killed, and what lies in `scratch` is no output.
+    Receipts beside the store (``.{name}.part-{i}-of-{n}``) go at the end, also those of another
+    number of parts, begun earlier: they speak of a scratch directory that is gone.
 
     Args:
         scratch, final: the directory of the store, and its final one.
@@ -180,6 +182,9 @@ def commit(
         lying={Path(final): Path(scratch)},
         commit=lambda: stores.commit(scratch, final),
     )
+    final = Path(final)
+    for receipt in final.parent.glob(f".{final.stem}.part-*-of-*"):
+        receipt.unlink(missing_ok=True)
 
 
 def _open(scratch: Path | str, receipts: Sequence[Path | str]) -> stores.Store:
