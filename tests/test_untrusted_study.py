@@ -158,12 +158,16 @@ def test_a_target_outside_the_results_is_nobodys(checkout, target):
         ("model_name", "../private"),
         ("model_name", "/etc"),
         ("model_name", "."),
+        ("model_name", "private/model"),
+        ("dataset_path", "private/model"),
         ("dataset_path", "../private"),
         ("dataset_path", "/etc/passwd"),
         ("dataset_path", "a b"),
     ],
 )
-def test_an_sae_names_no_path_of_this_machine(tmp_path, key, name):
+def test_an_sae_names_no_path_of_this_machine(tmp_path, monkeypatch, key, name):
+    (tmp_path / "private/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     metadata = {**test_sae_io.METADATA, "model_name": "gpt2", "dataset_path": "some/data"}
     base, words = config.load([ROOT / "config.yaml"]), [str(tmp_path / "sae")]
     io.save(test_sae_io.random_sae(), tmp_path / "sae", metadata)
@@ -238,10 +242,12 @@ def test_any_value_in_a_manifest_ends_in_a_line(artifact):
 def test_a_manifest_names_no_file_elsewhere(artifact, capsys, name):
     record = json.loads(artifact.read_text())
     for key in ("files", *(["inputs"] if name.startswith("/") else [])):
-        artifact.write_text(json.dumps(record | {key: {name: "0" * 64}}))
+        spoiled = record | {key: {name: "0" * 64}}
+        spoiled["digest"] = manifest._digest(spoiled["files"], spoiled["facts"])
+        artifact.write_text(json.dumps(spoiled))
         status, said = run(capsys, "verify", artifact)
-        assert status == 1 and "edited by hand" in said and "key.txt has changed" not in said
-        assert "edited by hand" in run(capsys, "inspect", artifact)[1]
+        assert status == 1 and "not a manifest" in said and "key.txt" not in said
+        assert "not a manifest" in run(capsys, "inspect", artifact)[1]
 
 
 def test_a_pipe_among_the_artifacts_holds_nothing_up(artifact, capsys):
