@@ -319,14 +319,20 @@ _PIECES = [
     "\ud7ff", "é", "study: ", "grid: ", "sae: {lr: ", "{a: " * 40, "[" * 400, "<<",
 ]
 # fmt: on
+_BEFORE = ["", "a: ", "b: ", "study: ", "sae: &a ", "c: *a", "d: '"]
 _STUDIES = [path.read_text(encoding="utf-8") for path in FILES[1:]]
 
 
 @st.composite
 def texts(draw):
-    """Bytes that might be a YAML file: loose pieces, or a shipped study with pieces set in."""
-    if draw(st.booleans()):
+    """Bytes that might be a YAML file: loose pieces, odd values, a study with pieces set in."""
+    made = draw(st.sampled_from(["loose", "values", "study"]))
+    if made == "loose":
         text = "".join(draw(st.lists(st.sampled_from(_PIECES), max_size=12)))
+    elif made == "values":
+        pairs = st.tuples(st.sampled_from(_BEFORE), st.sampled_from(_PIECES))
+        lines = draw(st.lists(pairs, min_size=1, max_size=2))
+        text = "\n".join(f"{before}{piece}" for before, piece in lines)
     else:
         text = draw(st.sampled_from(_STUDIES))
         for _ in range(draw(st.integers(1, 3))):
