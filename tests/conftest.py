@@ -18,6 +18,20 @@ settings.load_profile("repeatable")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# files whose studies take minutes: first, so that no worker is left alone with one at the end,
+# and in an order in which nobody waits for the study that the first of them makes
+LONG = ["reruns", "crosslingual_study", "end_to_end", "studies", "bad_input"]
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would start with the most tests
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory, worker_id):
