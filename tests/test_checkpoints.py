@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, and continued only by the work that wrote them."""
 
+import multiprocessing
+
 import pytest
 import torch
 
@@ -40,6 +42,28 @@ def test_a_checkpoint_is_continued_by_its_own_work_only(tmp_path):
         checkpoints.load(path)
     with pytest.raises(StreamgaugeError, match="cannot be written"):
         checkpoints.save(path / "below a file", tensors, facts)
+
+
+def save_often(path):
+    for n in range(300):
+        rows = torch.full((1 + 64 * (n % 7),), float(n))
+        checkpoints.save(path, {"history": rows, "weights": torch.full((999,), float(n))}, {"n": n})
+
+
+def test_a_checkpoint_replaced_while_it_is_read_is_of_one_piece(tmp_path):
+    """Tensors before the weights change their sizes: those of another file would be shifted."""
+    path = tmp_path / "c.safetensors"
+    checkpoints.save(path, {"history": torch.zeros(1), "weights": torch.zeros(999)}, {"n": 0})
+    writer = multiprocessing.get_context("forkserver").Process(target=save_often, args=(path,))
+    writer.start()
+    seen = set()
+    while writer.is_alive():
+        tensors, facts = checkpoints.load(path)
+        values = set(torch.cat(list(tensors.values())).tolist())
+        assert values == {float(facts["n"])}
+        seen |= values
+    writer.join()
+    assert writer.exitcode == 0 and len(seen) > 20
 
 
 def test_a_disk_that_fills_while_training_loses_no_checkpoint(tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints of long work: tensors and JSON facts in one safetensors file, whole or not there."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,34 @@ def load(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         StreamgaugeError: the file is no readable checkpoint.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    while True:
+        before, problem = _which(path), None
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+            problem = error
+        # opened twice by its name, for header and for tensors: they must be of the same file,
+        # though another process may write checkpoints of the same work
+        if _which(path) == before:
+            break
+    if problem:
         raise StreamgaugeError(
-            f"unreadable checkpoint ({error})",
+            f"unreadable checkpoint ({problem})",
             where=str(path),
             remedy="Delete it; training starts again from the first step.",
-        ) from error
+        ) from problem
+    return tensors, facts
+
+
+def _which(path: Path | str) -> tuple[int, int, int] | None:
+    """What tells a file from one that took its place."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def resume(path: Path | str, facts: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
