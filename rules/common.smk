@@ -11,12 +11,14 @@ sys.path.insert(0, SRC)
 # jobs are children of this process and import the library from here, installed or not
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
-from streamgauge import provenance, requests, scatter, study
+from streamgauge import provenance, requests, scatter, study, yaml_file
 from streamgauge.config import validate
 from streamgauge.errors import StreamgaugeError
 from streamgauge.study import check_grid
 
 try:
+    for path in workflow.configfiles:
+        yaml_file.read(path)  # what Snakemake lets pass: tags, keys given twice
     config = validate(config)
     check_grid(config, "results")
 except StreamgaugeError as error:

@@ -392,6 +392,7 @@ def test_inspect_says_what_is_stale(project, run):
     assert 'STALE: harvest.dtype was "auto" and is "float32" in the config' in out
     assert "STALE: activations-train.zarr/activations/c/2/0/0 has changed" in " ".join(out.split())
     assert "snakemake" in out
+    assert "do not fit their checksum" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

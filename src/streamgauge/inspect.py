@@ -103,7 +103,13 @@ def describe(path: str | Path, root: Path | None = None, config: Mapping | str =
     try:
         if own is not None:
             lines += _provenance(own, root, config)
-        shown = list(_content(path, own))
+        try:
+            shown = list(_content(path, own))
+        except StreamgaugeError as error:
+            if own is None:
+                raise
+            # what it is and what became of it is the more wanted then
+            shown = [contents.line("content", str(error))]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise StreamgaugeError(
             f"holds what no artifact of its kind holds ({error!r:.80})", where=str(path)
