@@ -45,7 +45,7 @@ def test_a_checkpoint_is_continued_by_its_own_work_only(tmp_path):
 
 
 def save_often(path):
-    for n in range(300):
+    for n in range(150):
         rows = torch.full((1 + 64 * (n % 7),), float(n))
         checkpoints.save(path, {"history": rows, "weights": torch.full((999,), float(n))}, {"n": n})
 
@@ -63,7 +63,7 @@ def test_a_checkpoint_replaced_while_it_is_read_is_of_one_piece(tmp_path):
         assert values == {float(facts["n"])}
         seen |= values
     writer.join()
-    assert writer.exitcode == 0 and len(seen) > 20
+    assert writer.exitcode == 0 and len(seen) > 10
 
 
 def test_a_disk_that_fills_while_training_loses_no_checkpoint(tmp_path):
