@@ -17,6 +17,8 @@ rule import_sae:
     params:
         spec=spec("import_sae"),
         members=lambda w: members(own_files("imports", "sae", w)),
+    threads: THREADS
+    resources: **request("import_sae")
     script: "../workflow/scripts/import_sae.py"
 
 

@@ -38,7 +38,8 @@ def test_rules_that_the_page_names_exist():
     rules = "\n".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
     for rule in ("train_sae", "harvest"):
         assert f"{rule}:runtime=" in PAGE and f"\nrule {rule}:\n" in rules
-    assert "gathers=1" in PAGE and "gathers" in PROFILE["group-components"]
+    grouped = PROFILE["groups"].keys()
+    assert "Stores are never grouped" in PAGE and not grouped & {"harvest", "gradients", "probes"}
 
 
 def test_keys_have_the_defaults_of_the_schema():

@@ -68,7 +68,7 @@ def test_every_stage_by_hand():
     train, held = 24, 16
     by_hand = {
         "subject": (1, 0, 0, 0),
-        "tokens": (2, train + held, 0, 4 * (train + held)),
+        "tokens": (2, train + held, 0, 8 * (train + held)),
         "spectra": (1, train, (4 * BLOCK + 2 * D * D * 4) * train, 0),
         "harvest": (2, train + held, 2 * BLOCK * (train + held), (2 * D + 4) * (train + held)),
         "gradients": (1, held, (FULL + ABOVE) * held, 2 * D * held),

@@ -53,13 +53,13 @@ COMPUTE = {
     *("attention", "critics", "states", "patching", "ard"),
 }
 # rules that prepare: on CPUs, with estimates of their own
-PREPARE = {"subject", "tokens", "geometry", "basis"}
+PREPARE = {"subject", "tokens", "geometry", "basis", "import_sae"}
 # rules that finish what parts have written
 GATHER = {"harvest", "gradients", "probes"}
 # the stage of a rule where it has another name
 STAGE = {"eigenspectra": "spectra", **{f"{name}_part": name for name in GATHER}}
 # rules whose jobs are short and alone all the same: hardly anything is ready when they are
-ALONE = {"prompts", "import_sae", "simulation", "figure_pr_canyon", "figure_loss_curves"}
+ALONE = {"prompts", "simulation", "figure_pr_canyon", "figure_loss_curves"}
 ALONE |= {"figure_verdict_calibration"}
 
 

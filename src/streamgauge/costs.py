@@ -127,7 +127,8 @@ def _pretrain(config, w, shape) -> Work:
 
 def _tokens(config, w, shape) -> Work:
     written = positions(config, w["corpus"], w["split"])
-    return Work(written, 0, 4 * written)
+    # two int32 a token: its id and its document
+    return Work(written, 0, 8 * written)
 
 
 def _spectra(config, w, shape) -> Work:
