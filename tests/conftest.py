@@ -8,6 +8,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+import lookup
 import pipeline
 
 # the same examples on every run
@@ -57,3 +58,17 @@ def finished(finished_once, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "copy"
     shutil.copytree(finished_once, folder, symlinks=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """Digest of an uninterrupted harvest of `lookup`."""
+    final = tmp_path_factory.mktemp("whole") / "a.zarr"
+    lookup.run_whole(final)
+    return pipeline.tree_digest(final)
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Starts processes that harvest by `lookup`."""
+    return lookup.processes()

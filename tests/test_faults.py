@@ -12,26 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lookup
 import small_disk
 from lookup import Lookup, close, rows, run, run_whole, scratch_of
 from pipeline import tree_digest
 from streamgauge import basis_store, depth_profile, gather, harvest, manifest, stores
 from streamgauge.errors import StreamgaugeError
 from streamgauge.subspace import Subspace
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Digest of an uninterrupted harvest."""
-    final = tmp_path_factory.mktemp("whole") / "a.zarr"
-    run_whole(final)
-    return tree_digest(final)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    return lookup.processes()
 
 
 def test_kill_9_at_any_moment_then_resume_gives_the_same_bytes(tmp_path, processes, whole):

@@ -11,20 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
-from lookup import Lookup, N, T, close, run, run_whole, scratch_of
+from lookup import Lookup, N, T, close, run, scratch_of
 from pipeline import tree_digest
 from streamgauge import gather, manifest, shards, stores
 from streamgauge.errors import StreamgaugeError
 
 N_SHARDS = 5
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Digest of a store made in one part."""
-    final = tmp_path_factory.mktemp("whole") / "a.zarr"
-    run_whole(final)
-    return tree_digest(final)
 
 
 def test_parts_by_hand():

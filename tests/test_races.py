@@ -5,24 +5,10 @@ import time
 import numpy as np
 import pytest
 
-import lookup
 from lookup import D, Lookup, N, T, close, run, run_whole, scratch_of
 from pipeline import tree_digest
 from streamgauge import stores
 from streamgauge.errors import StreamgaugeError
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Digest of a harvest by one process."""
-    final = tmp_path_factory.mktemp("whole") / "a.zarr"
-    run_whole(final)
-    return tree_digest(final)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    return lookup.processes()
 
 
 def all_done(running):

@@ -160,9 +160,7 @@ ROWS = {
     ),
     "an objective added": (
         edit_grid("objectives", ["mse", "behavioral"]),
-        stores(["probes"], splits=["train"])
-        | saes(objective="behavioral")
-        | BELOW_SAES,
+        stores(["probes"], splits=["train"]) | saes(objective="behavioral") | BELOW_SAES,
     ),
     "the number of probes": (
         edit_block("probes", count=4),

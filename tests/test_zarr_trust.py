@@ -212,25 +212,24 @@ def secret(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "secret.zarr")
 
 
-@pytest.mark.parametrize("name", ["activations", "activations/c", "zarr.json"])
-def test_a_link_in_place_of_metadata_or_of_an_array(store, secret, name):
-    path = store / name
+def link(path, to):
+    """Put a link in the place of a file or folder."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
-    path.symlink_to(secret / name)
+    path.symlink_to(to)
+
+
+@pytest.mark.parametrize("name", ["activations", "activations/c", "zarr.json"])
+def test_a_link_in_place_of_metadata_or_of_an_array(store, secret, name):
+    link(store / name, secret / name)
     assert "link" in refused(store)
 
 
 @pytest.mark.parametrize("name", ["activations/c/1", "activations/c/1/0", "activations/c/1/0/0"])
 def test_a_link_in_place_of_a_shard(store, secret, name):
-    path = store / name
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-    path.symlink_to(secret / name)
+    link(store / name, secret / name)
     opened = stores.ActivationStore(store)
     assert opened.read(0, 128).shape[0] == 128
     with pytest.raises(StreamgaugeError, match=r"shard 1 of array 'activations' is no file of"):
