@@ -5,6 +5,9 @@ VENV ?= .venv
 CORES ?= all
 BIN := $(VENV)/bin
 
+# set in many containers; without byte code every job would compile its libraries anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help env demo report test cluster lint bench clean
 
