@@ -278,7 +278,7 @@ def _double(draw, config, path):
 def _nudge(draw, config, path):
     """Another number, or another of the schema's words."""
     parent = at(config, path[:-1])
-    if isinstance(parent[path[-1]], int | float):
+    if isinstance(parent[path[-1]], int | float) and abs(parent[path[-1]]) < 1e300:
         parent[path[-1]] *= draw(st.sampled_from([0, 0.5, 2, 1000, 10**9, -1]))
     else:
         parent[path[-1]] = draw(st.sampled_from(["auto", "mse", "e2e", "float32", "cuda", "local"]))

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import config_fuzz as fuzz
@@ -29,8 +29,13 @@ def often(check):
 
 
 def examples(n, times):
-    suppressed = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
-    return settings(max_examples=n * times, deadline=None, suppress_health_check=suppressed)
+    """Settings for n examples; a failing one is shown as it is, for shrinking takes minutes."""
+    return settings(
+        max_examples=n * times,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +273,7 @@ def test_a_fault_is_found_where_it_was_planted(base, times):
         ("imports: {" + "x" * 101 + ": {}}", "at most 100 characters"),
         ("a: " + "1:" * 300 + "1.5", r"c\.yaml:1: .* is no value"),
         ("a: 0x_", "'0x_' is no value"),
+        ("a: *" + "a" * 5000, r"undefined alias 'a+\.\.\."),
         ("? 0x" + "f" * 5000 + "\n: 1", "a key must be text"),
         ("sae: &s {lr: *s}", "nested without end"),
         ('? "a\\nb"\n: 1\n? "a\\nb"\n: 2', r"the key 'a\\nb' is given twice"),
@@ -307,6 +313,21 @@ def test_aliases_that_stand_for_billions_are_refused_at_once(base, tmp_path, wit
         laughs = [laughs] * 10
     with pytest.raises(StreamgaugeError, match="holds more than 10000 values"):
         config.validate({**base, "a": laughs})
+
+
+def test_no_rate_makes_a_request_endless(base):
+    """At 10⁻³⁰⁰ operations a second a job takes for ever; it asks for what can be asked."""
+    slow = config.validate(config._merge(base, {"resources": {"tflops": 5e-324}}))
+    at = {"subject": "smollm2-135m", "corpus": "python-docs", "ell": "20"}
+    assert requests.job(slow, "baseline", at, None)["runtime"] == 2**31 - 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_no_layer_makes_a_request_negative(base, known):
+    shape = {"d_model": 64, "n_layers": 4, "vocab_size": 99} if known else None
+    at = {"subject": "smollm2-135m", "corpus": "python-docs", "ell": "99"}
+    asked = [requests.job(base, stage, at, shape) for stage in ("baseline", "calibration")]
+    assert all(value > 0 for job in asked for value in job.values())
 
 
 def test_faults_without_number_are_listed_to_fifty(base):

@@ -25,6 +25,8 @@ THREADS = 8
 GPU_TFLOPS, THREAD_TFLOPS, DISK = 20.0, 0.05, 100
 #: Minutes for starting and loading; how much slower than assumed a job may be.
 START, SLACK = 10, 3
+#: The most minutes asked for; beyond it a scheduler cannot count.
+LONGEST = 2**31 - 1 - START
 #: MB of torch and transformers, of CUDA on the host, and of a job without a model.
 LIBRARIES, CUDA, SMALL = 1000, 3000, 2000
 #: For what the allocator keeps.
@@ -103,7 +105,7 @@ def _minutes(config, flops: float, moved: float) -> int:
         assumed = GPU_TFLOPS
     tflops = config["resources"]["tflops"] or assumed
     seconds = flops / (tflops * 1e12) + moved / (DISK * 1e6)
-    return START + math.ceil(SLACK * seconds / 60)
+    return START + math.ceil(min(SLACK * seconds / 60, LONGEST))
 
 
 def _read(config, stage, w, shape) -> int:

@@ -86,6 +86,7 @@ def read(path: str | Path) -> dict:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = problem if len(problem) <= 200 else f"{problem[:197]}..."
         raise StreamgaugeError(f"not usable: {problem}", where=f"{path}{line}") from error
     except RecursionError:
         raise StreamgaugeError("not usable: nested too deeply", where=str(path)) from None
