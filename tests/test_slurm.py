@@ -120,6 +120,11 @@ def jobs_of(cluster, controller: Controller) -> list[dict[str, str]]:
     return [job for job in cluster.jobs() if job["JobName"] == controller.run_id()]
 
 
+def unfinished(cluster, controller: Controller) -> set[str]:
+    """Those of a controller's jobs that wait or run."""
+    return {job["JobId"] for job in jobs_of(cluster, controller)} & set(cluster.queue())
+
+
 def rule_of(job: dict[str, str]) -> str:
     """The rule of a job, from the comment it was submitted with."""
     return re.sub(r"_wildcards_.*|^rule_", "", job["Comment"])
@@ -147,8 +152,8 @@ def overlapping(jobs: list[dict[str, str]]) -> list[tuple[str, str]]:
     ]
 
 
-def workers(folder: Path) -> list[int]:
-    """Processes that harvest in `folder`."""
+def workers(folder: Path, script: str = "harvest") -> list[int]:
+    """Processes that run a script in `folder`."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -156,7 +161,7 @@ def workers(folder: Path) -> list[int]:
             here = os.readlink(path / "cwd") == str(folder)
         except OSError:
             continue
-        if here and command[-2:-1] and command[-2].endswith(".harvest.py"):
+        if here and command[-2:-1] and command[-2].endswith(f".{script}.py"):
             found.append(int(path.name))
     return found
 
@@ -292,7 +297,8 @@ def overdue(reference, cluster, tmp_path_factory):
     Its controller, SLURM's record of it, and the shards it left.
     """
     folder = without_store(reference, tmp_path_factory.mktemp("overdue") / "copy")
-    controller = Controller(cluster, folder, MANIFEST)
+    # on a node that no other test takes down
+    controller = Controller(cluster, folder, MANIFEST, "--set-resources", "harvest_part:gpu=1")
     _, before = freeze(controller)
     (job,) = jobs_of(cluster, controller)
     # as if the estimate had been too low
@@ -343,8 +349,7 @@ def test_interrupted_it_leaves_nothing_queued_and_resumes(reference, unharvested
     _, before = freeze(controller)
     controller.process.send_signal(signal.SIGINT)
     assert controller.process.wait(timeout=SECONDS) == 1
-    ours = {job["JobId"] for job in jobs_of(cluster, controller)}
-    wait_until(lambda: not ours & set(cluster.queue()), SECONDS, "jobs are still queued")
+    wait_until(lambda: not unfinished(cluster, controller), SECONDS, "jobs are still queued")
     assert workers(unharvested) == []
     Controller(cluster, unharvested, MANIFEST).end()
     assert kept(before, unharvested)
@@ -356,12 +361,11 @@ def test_a_killed_controller_and_the_documented_recovery(reference, unharvested,
     _, before = freeze(controller)
     controller.process.kill()
     controller.process.wait()
-    ours = {job["JobId"] for job in jobs_of(cluster, controller)}
-    assert ours & set(cluster.queue())  # the job lives on
+    assert unfinished(cluster, controller)  # the job lives on
     again = Controller(cluster, unharvested, MANIFEST)
     assert again.process.wait(timeout=SECONDS) != 0 and "locked" in again.said()
     cluster.run("scancel", "--name", controller.run_id())
-    wait_until(lambda: not ours & set(cluster.queue()), SECONDS, "jobs are still queued")
+    wait_until(lambda: not unfinished(cluster, controller), SECONDS, "jobs are still queued")
     assert Controller(cluster, unharvested, "--unlock").process.wait(timeout=SECONDS) == 0
     Controller(cluster, unharvested, MANIFEST).end()
     assert kept(before, unharvested)
@@ -380,14 +384,30 @@ def test_a_killed_controller_and_a_hasty_recovery(reference, unharvested, cluste
     os.kill(orphan, signal.SIGCONT)
     again.end()
     wait_until(lambda: not workers(unharvested), SECONDS, "the old job does not end")
-    wait_until(lambda: not cluster_has(cluster, controller), SECONDS, "the old job stays queued")
+    wait_until(lambda: not unfinished(cluster, controller), SECONDS, "the old job stays")
     assert kept(before, unharvested)
     assert same_bytes(unharvested, reference)
 
 
-def cluster_has(cluster, controller: Controller) -> set[str]:
-    """Jobs of a controller that wait or run."""
-    return {job["JobId"] for job in jobs_of(cluster, controller)} & set(cluster.queue())
+def test_a_hasty_recovery_may_cost_a_store_and_never_gives_a_wrong_one(
+    reference, unharvested, cluster
+):
+    """A job that comes too late to commit fails, and Snakemake removes what it was to make."""
+    controller = Controller(cluster, unharvested, MANIFEST)
+    (orphan,) = wait_until(
+        lambda: workers(unharvested, "gather_activations"), SECONDS, "no gather", every=0.01
+    )
+    os.kill(orphan, signal.SIGSTOP)
+    controller.process.kill()
+    controller.process.wait()
+    assert Controller(cluster, unharvested, "--unlock").process.wait(timeout=SECONDS) == 0
+    Controller(cluster, unharvested, MANIFEST).end()
+    assert same_bytes(unharvested, reference)
+    os.kill(orphan, signal.SIGCONT)
+    wait_until(lambda: not unfinished(cluster, controller), SECONDS, "the old job stays")
+    assert not (unharvested / MANIFEST).exists()
+    Controller(cluster, unharvested, MANIFEST).end()
+    assert same_bytes(unharvested, reference)
 
 
 def test_a_second_user_meets_the_lock(reference, unharvested, cluster):
