@@ -38,7 +38,7 @@ def create(folder, study):
 
 
 class Killer(threading.Thread):
-    """Kills the processes of jobs, about two in five of them, each at a moment drawn for it.
+    """Kills the processes of jobs, about half of them, each at a moment drawn for it.
 
     Half of the moments are counted from the start of the process, where it still loads its
     libraries, and half from the start of its work, when it opens its log.
@@ -55,8 +55,8 @@ class Killer(threading.Thread):
         while not self.over:
             for pid, rule in self.processes():
                 if pid not in moments:
-                    chosen, working = self.rng.random() < 0.4, self.rng.random() < 0.5
-                    delay = self.rng.uniform(0, 1 if working else 4)
+                    chosen, working = self.rng.random() < 0.6, self.rng.random() < 0.5
+                    delay = self.rng.uniform(0, 1 if working else 3)
                     moments[pid] = [chosen, working, delay, None]
                 chosen, working, delay, since = moments[pid]
                 if chosen and since is None and (not working or self.has_log(pid)):
@@ -105,7 +105,7 @@ def test_a_study_whose_jobs_are_killed_is_the_study_left_alone(tmp_path):
     runs = []
     while not runs or runs[-1].returncode:  # what a user does: run it again
         assert len(runs) < 5, runs[-1].stdout[-4000:]
-        arguments = ("--retries", "5", "--keep-going")
+        arguments = ("--retries", "10", "--keep-going")
         runs.append(pipeline.snakemake(killed, *arguments, check=False, timeout=3000))
     killer.over = True
     killer.join()
