@@ -84,7 +84,7 @@ def write(folder: Path, study: dict) -> None:
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
 
 
-def snakemake(folder: Path, *arguments: str, check: bool = True, timeout: int = 900, **kwargs):
+def snakemake(folder: Path, *arguments: str, check: bool = True, timeout: int = 1800, **kwargs):
     """Run Snakemake on the overlay in `folder`; the completed process, output captured."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
     if "--configfile" not in arguments:
