@@ -167,7 +167,7 @@ def cells(valid):
 def test_a_legal_study_is_accepted_and_planned(tmp_path, times):
     """However its numbers are written, and with nothing of it changed."""
 
-    @examples(120, times)
+    @examples(90, times)
     @given(fuzz.studies())
     def check(candidate):
         before = copy.deepcopy(candidate)
@@ -195,7 +195,7 @@ def test_a_legal_study_survives_being_written_down(tmp_path, times):
 def test_a_spoilt_study_is_accepted_or_refused(tmp_path, times):
     outcomes = []
 
-    @examples(200, times)
+    @examples(150, times)
     @given(fuzz.mutants(fuzz.studies()))
     def check(candidate):
         outcomes.append(checked(candidate, tmp_path) is None)
