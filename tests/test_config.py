@@ -6,8 +6,6 @@ import re
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from streamgauge import config, study
 from streamgauge.errors import StreamgaugeError
@@ -315,66 +313,6 @@ def test_validate_leaves_its_argument_alone(base):
     kept = copy.deepcopy(given_config)
     config.validate(given_config)
     assert given_config == kept and base == before
-
-
-# --- nothing but a valid config or a StreamgaugeError -------------------------------------------
-scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=8),
-    st.sampled_from(["auto", "1e-4", "1e999", "mse", "gguf", "local", "text", "studies", "a\n"]),
-    st.dates(),
-    st.binary(max_size=3),
-)
-keys = st.one_of(
-    st.sampled_from(["source", "path", "k", "lr", "layers", "title", "smollm2-135m", "eps"]),
-    st.text(max_size=4),
-    st.integers(),
-    st.none(),
-)
-anything = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
-    max_leaves=8,
-)
-
-
-def outcome(candidate):
-    try:
-        valid = config.validate(candidate)
-    except StreamgaugeError as error:
-        assert str(error).startswith("config.yaml: ")
-        return
-    assert config.validate(valid) == valid
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(anything)
-def test_any_object_is_valid_or_refused(candidate):
-    outcome(candidate)
-
-
-def _paths(node, path=()):
-    yield path
-    for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-        if isinstance(child, dict | list):
-            yield from _paths(child, (*path, key))
-        else:
-            yield (*path, key)
-
-
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.data())
-def test_any_single_replacement_is_valid_or_refused(base, data):
-    candidate = copy.deepcopy(base)
-    path = data.draw(st.sampled_from([p for p in _paths(base) if p]))
-    parent = candidate
-    for key in path[:-1]:
-        parent = parent[key]
-    parent[path[-1]] = data.draw(anything)
-    outcome(candidate)
 
 
 def test_a_huge_round_number_is_refused_or_stays_valid(base):
