@@ -43,7 +43,7 @@ test: env ## run the tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 cluster: env ## run the tests that start a SLURM cluster or kill jobs at random
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -m cluster -rs -n 0
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -m cluster -rs -n 2 --dist loadfile
 
 lint: env ## ruff, and snakemake's lint on the hints we accept
 	$(BIN)/ruff check .
