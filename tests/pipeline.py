@@ -54,6 +54,16 @@ def tree_digest(path: Path | str) -> str:
     return h.hexdigest()
 
 
+def manifests(folder: Path) -> dict[str, bytes]:
+    """Path below results -> bytes, of every manifest of a study."""
+    results = folder / "results"
+    return {
+        str(path.relative_to(results)): path.read_bytes()
+        for path in sorted(results.rglob("*.json"))
+        if path.parent.name != "model" and path.name not in ("cfg.json", "zarr.json")
+    }
+
+
 def prose(path: Path, paragraphs: int = 900) -> Path:
     """Distinct paragraphs of English made from the test sentences."""
     n = len(models.TEXT)

@@ -36,16 +36,6 @@ def streamgauge(folder, *arguments):
     )
 
 
-def manifests(folder):
-    """Path below results -> bytes, of every manifest."""
-    results = folder / "results"
-    return {
-        str(path.relative_to(results)): path.read_bytes()
-        for path in sorted(results.rglob("*.json"))
-        if path.parent.name != "model" and path.name not in ("cfg.json", "zarr.json")
-    }
-
-
 def test_every_number_has_its_null_and_its_interval(finished_once):
     table = pd.read_csv(finished_once / "results/studies/tiny/grid.csv")
     assert len(table) == 4 * 5 * 2  # SAEs x (SAE, untrained, difference, zero, mean) x token sets
@@ -129,7 +119,7 @@ def test_killed_and_run_again_gives_the_same_bytes(finished_once, tmp_path):
         # what the documentation says to do after a killed Snakemake
         snakemake(folder, "--unlock")
     snakemake(folder, *targets)
-    made, expected = manifests(folder), manifests(finished_once)
+    made, expected = pipeline.manifests(folder), pipeline.manifests(finished_once)
     assert len(made) == 15
     assert made == {path: expected[path] for path in made}
     left = {path.name for path in (folder / "results").rglob(".*")}

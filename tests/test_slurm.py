@@ -205,16 +205,6 @@ def same_bytes(folder: Path, reference: Path) -> bool:
     )
 
 
-def manifests(folder: Path) -> dict[str, bytes]:
-    """Path below results -> bytes, of every manifest."""
-    results = folder / "results"
-    return {
-        str(path.relative_to(results)): path.read_bytes()
-        for path in sorted(results.rglob("*.json"))
-        if path.parent.name != "model" and path.name not in ("cfg.json", "zarr.json")
-    }
-
-
 def create(folder: Path, scatter: dict | None) -> Path:
     """The study in an empty folder."""
     folder.mkdir()
@@ -264,7 +254,7 @@ def without_store(reference: Path, folder: Path) -> Path:
 
 def test_a_study_made_by_many_jobs_is_the_one_made_here(both):
     here, controller = both
-    made, expected = manifests(controller.folder), manifests(here)
+    made, expected = pipeline.manifests(controller.folder), pipeline.manifests(here)
     assert len(expected) > 25
     assert made == expected
     parts = re.findall(r"^Job \d+: (.*), part \d of (\d)$", controller.said(), re.M)
