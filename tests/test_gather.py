@@ -167,12 +167,14 @@ def test_commit_leaves_a_manifest_that_fits_and_no_work(made, whole):
     # the receipt of another number of parts, begun and given up
     final.with_name(".a.part-0-of-9").touch()
     facts = gather.activations(work, progress=False)
-    gather.commit(work, final, path, '{"stage": "x"}', [], facts)
+    mine = [final.with_name(f".a.part-{i}-of-3") for i in range(3)]
+    gather.commit(work, final, path, '{"stage": "x"}', [], facts, mine)
     record = json.loads(path.read_text())
     assert manifest.problems(path) == [] and record["facts"] == facts
     assert {name.split("/")[0] for name in record["files"]} == {"a.zarr"}
     assert tree_digest(final) == whole
-    assert {p.name for p in final.parent.iterdir()} == {"a.zarr", "a.json"}
+    left = {p.name for p in final.parent.iterdir()}
+    assert left == {"a.zarr", "a.json", *(p.name for p in mine)}
     # the same as a manifest that is written afterwards
     again = manifest.write(path.with_name("b.json"), '{"stage": "x"}', [final], [], facts)
     assert again == record

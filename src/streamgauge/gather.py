@@ -156,17 +156,19 @@ def commit(
     spec: str,
     inputs: Sequence[Path | str],
     facts: Mapping[str, Any],
+    receipts: Sequence[Path | str] = (),
 ) -> None:
     """Give a gathered store its final name, and write its manifest.
 
     All that takes long or may fail comes before the store leaves its scratch directory: a workflow
     engine removes the outputs of a job that is killed, and what lies in `scratch` is no output.
-    Receipts beside the store (``.{name}.part-{i}-of-{n}``) go at the end, also those of another
-    number of parts, begun earlier: they speak of a scratch directory that is gone.
+    Receipts of another number of parts (``.{name}.part-{i}-of-{n}``), begun earlier, go at the end:
+    they speak of a scratch directory that is gone.
 
     Args:
         scratch, final: the directory of the store, and its final one.
         path, spec, inputs, facts: as for `manifest.write`.
+        receipts: of the parts gathered; whoever runs the jobs removes them.
 
     Raises:
         StreamgaugeError: the store is not whole; or store or manifest cannot be written.
@@ -183,8 +185,8 @@ def commit(
         commit=lambda: stores.commit(scratch, final),
     )
     final = Path(final)
-    for receipt in final.parent.glob(f".{final.stem}.part-*-of-*"):
-        receipt.unlink(missing_ok=True)
+    for other in {*final.parent.glob(f".{final.stem}.part-*-of-*")} - {*map(Path, receipts)}:
+        other.unlink(missing_ok=True)
 
 
 def _open(scratch: Path | str, receipts: Sequence[Path | str]) -> stores.Store:

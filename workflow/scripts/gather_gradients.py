@@ -8,4 +8,4 @@ with job(snakemake.log[0], snakemake.threads):
     made_from = [source.subject, source.tokens]
     scratch = stores.scratch(out.store, manifest.identity(spec, made_from))
     facts = gather.gradients(scratch, source.parts)
-    gather.commit(scratch, out.store, out.manifest, spec, made_from, facts)
+    gather.commit(scratch, out.store, out.manifest, spec, made_from, facts, source.parts)
