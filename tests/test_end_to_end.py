@@ -215,6 +215,7 @@ def test_every_objective_trains_and_shares_what_it_can(damaged):
     made = snakemake(damaged, "saes").stdout
     assert set(re.findall(r"^Job \d+: (.*)$", made, re.M)) == {
         "probes tiny layer 01, train",
+        "probes tiny layer 01, train, part 0 of 1",
         *(f"train SAE tiny layer 01 topk-x4-k2-t1024-{o}-seed0" for o in ("behavioral", "e2e")),
     }
     weights = {

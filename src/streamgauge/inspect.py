@@ -106,7 +106,7 @@ def describe(path: str | Path, root: Path | None = None, config: Mapping | str =
         try:
             shown = list(_content(path, own))
         except StreamgaugeError as error:
-            if own is None:
+            if own is None or not _known(own):
                 raise
             # what it is and what became of it is the more wanted then
             shown = [contents.line("content", str(error))]
@@ -115,6 +115,14 @@ def describe(path: str | Path, root: Path | None = None, config: Mapping | str =
             f"holds what no artifact of its kind holds ({error!r:.80})", where=str(path)
         ) from error
     return "\n".join(lines + (["", *shown] if shown else []))
+
+
+def _known(own: Path) -> bool:
+    """Whether the manifest can be read, so that there is more to say than what is wrong."""
+    try:
+        return bool(verify.read(own))
+    except StreamgaugeError:
+        return False
 
 
 # --- what and from what -------------------------------------------------------------------------
