@@ -95,15 +95,6 @@ def disk(tmp_path):
         yield folder
 
 
-def fill(disk):
-    """Leave no byte free; gives the file to remove."""
-    filler = disk / "filler"
-    with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    return filler
-
-
 FULL = "No space left on device. Free space"
 
 
@@ -122,13 +113,13 @@ def test_a_disk_full_of_activations_keeps_them_for_the_gather(disk, whole):
     small_disk.enlarge(disk, 20)
     final, path = disk / "a.zarr", disk / "a.json"
     run(final)
-    filler, work = fill(disk), scratch_of(final)
+    filler, work = small_disk.fill(disk), scratch_of(final)
     with pytest.raises(StreamgaugeError, match=FULL):
         gather.activations(work, progress=False)
     filler.unlink()
     facts = gather.activations(work, progress=False)
     stores.sweep(work)  # the room of what it removes would do for so small a manifest
-    filler = fill(disk)
+    filler = small_disk.fill(disk)
     with pytest.raises(StreamgaugeError, match="No space left on device") as caught:
         gather.commit(work, final, path, "{}", [], facts)
     assert caught.value.where == str(path)
@@ -160,7 +151,7 @@ def basis(final):
 @pytest.mark.parametrize("make", [tokens, spectra, basis])
 def test_every_kind_of_store_meets_a_full_disk(disk, make):
     final, other = disk / "a.zarr", disk.parent / "other.zarr"
-    filler = fill(disk)
+    filler = small_disk.fill(disk)
     with filler.open("r+b") as file:
         file.truncate(1 << 20)  # room for metadata, not for what it describes
     with pytest.raises(StreamgaugeError, match=FULL):
