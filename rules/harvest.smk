@@ -8,7 +8,7 @@ rule harvest_part:
         model=ancient("results/{subject}/model"),
         tokens=f"{CORPUS}/tokens-{{split}}.json",
         token_store=ancient(f"{CORPUS}/tokens-{{split}}.zarr"),
-    output: temp(touch(f"{LAYER}/.activations-{{split}}.part-{{part}}-of-{{parts}}"))
+    output: temp(directory(f"{LAYER}/.activations-{{split}}.part-{{part}}-of-{{parts}}"))
     log: "logs/{subject}/{corpus}/L{ell}/harvest-{split}-part{part}of{parts}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/harvest-{split}-part{part}of{parts}.tsv"
     params: spec=spec("harvest")

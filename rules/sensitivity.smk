@@ -9,7 +9,7 @@ rule gradients_part:
         model=ancient("results/{subject}/model"),
         tokens=f"{CORPUS}/tokens-eval.json",
         token_store=ancient(f"{CORPUS}/tokens-eval.zarr"),
-    output: temp(touch(f"{LAYER}/.gradients-eval.part-{{part}}-of-{{parts}}"))
+    output: temp(directory(f"{LAYER}/.gradients-eval.part-{{part}}-of-{{parts}}"))
     log: "logs/{subject}/{corpus}/L{ell}/gradients-eval-part{part}of{parts}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/gradients-eval-part{part}of{parts}.tsv"
     params: spec=spec("gradients")
@@ -41,7 +41,7 @@ rule probes_part:
         model=ancient("results/{subject}/model"),
         tokens=f"{CORPUS}/tokens-{{split}}.json",
         token_store=ancient(f"{CORPUS}/tokens-{{split}}.zarr"),
-    output: temp(touch(f"{LAYER}/.probes-{{split}}.part-{{part}}-of-{{parts}}"))
+    output: temp(directory(f"{LAYER}/.probes-{{split}}.part-{{part}}-of-{{parts}}"))
     log: "logs/{subject}/{corpus}/L{ell}/probes-{split}-part{part}of{parts}.log"
     benchmark: "logs/{subject}/{corpus}/L{ell}/probes-{split}-part{part}of{parts}.tsv"
     params: spec=spec("probes")

@@ -97,28 +97,42 @@ def test_killed_and_run_again_gives_the_same_bytes(finished_once, tmp_path):
     """Elsewhere, kill -9 the whole process group at three moments; then let it finish.
 
     Everything that is made of one SAE, and what it needs; tables of another grid would differ.
+    At the first of them a gather has committed its store, which Snakemake, not having seen it,
+    will remove.
     """
     folder = pipeline.create(tmp_path)
+    committed = folder / "results/tiny/prose/L01/activations-eval.json"
+    receipt = committed.with_name(".activations-eval.part-0-of-1")
     targets = [f"{SAE}/{name}.json" for name in ("scores", "attention")]
     targets += [f"results/tiny/prose/{name}.json" for name in ("spectra", "L01/calibration")]
     command = [sys.executable, "-m", "snakemake", *targets, "--cores", "2"]
     command += ["--configfile", "study.yaml"]
     env = {**os.environ, "PYTHONPATH": str(folder / "src")}
     said = folder / "out.txt"
-    for finished in (3, 8, 13):
+
+    def jobs_finished(n):
+        return lambda: said.read_text().count("Finished job") >= n
+
+    moments = [(committed.exists, 0), (jobs_finished(8), 1), (jobs_finished(13), 1)]
+    for reached, seconds in moments:
         with open(said, "a") as out:
             process = subprocess.Popen(
                 command, cwd=folder, env=env, stdout=out, stderr=out, start_new_session=True
             )
-            while process.poll() is None and said.read_text().count("Finished job") < finished:
-                time.sleep(0.1)
-            time.sleep(1)  # into the jobs that follow
+            while process.poll() is None and not reached():
+                time.sleep(0.01)
+            time.sleep(seconds)  # into the jobs that follow
             assert process.poll() is None, said.read_text()[-3000:]
             os.killpg(process.pid, 9)
             process.wait()
+        if reached == committed.exists:
+            assert committed.with_suffix(".zarr").exists() and (receipt / "activations").exists()
         # what the documentation says to do after a killed Snakemake
         snakemake(folder, "--unlock")
     snakemake(folder, *targets)
+    # made by the model once, gathered twice
+    assert len(re.findall("harvest tiny layer 01, eval, part", said.read_text())) == 1
+    assert len(re.findall("harvest tiny layer 01, eval$", said.read_text(), re.M)) == 2
     made, expected = pipeline.manifests(folder), pipeline.manifests(finished_once)
     assert len(made) == 15
     assert made == {path: expected[path] for path in made}

@@ -1,6 +1,8 @@
 """Stores made in parts: how they are cut, and what the gather finds, removes and commits."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 import pipeline
 from lookup import Lookup, N, T, close, run, scratch_of
 from pipeline import tree_digest
-from streamgauge import gather, manifest, shards, stores
+from streamgauge import gather, manifest, receipts, shards, stores
 from streamgauge.errors import StreamgaugeError
 
 N_SHARDS = 5
@@ -67,11 +69,11 @@ def test_the_number_of_parts_changes_no_byte(tmp_path, whole, n):
 def made(tmp_path):
     """A store written in three parts, shards 0 | 1, 2 | 3, 4, and their receipts."""
     final = tmp_path / "a.zarr"
-    receipts = [tmp_path / f".a.part-{i}-of-3" for i in range(3)]
-    for i, receipt in enumerate(receipts):
+    paths = [tmp_path / f".a.part-{i}-of-3" for i in range(3)]
+    for i, path in enumerate(paths):
         run(final, part=(i, 3))
-        receipt.touch()
-    return final, receipts
+        receipts.leave(path, scratch_of(final), (i, 3))
+    return final, paths
 
 
 def damage(file, how):
@@ -87,18 +89,20 @@ def damage(file, how):
 
 @pytest.mark.parametrize("how", ["removed", "cut short", "a flipped bit"])
 def test_running_again_makes_exactly_the_damaged_shards(made, whole, how):
-    final, receipts = made
+    final, paths = made
     work = scratch_of(final)
     files = [work / f"activations/c/{i}/0/0" for i in range(N_SHARDS)]
     inodes = [file.stat().st_ino for file in files]
     damage(files[1], how)
+    if how == "removed":
+        damage(paths[1] / "activations/c/1/0/0", how)
     with pytest.raises(StreamgaugeError) as caught:
-        gather.activations(work, receipts, progress=False)
+        gather.activations(work, paths, progress=False)
     text = str(caught.value)
     assert text.startswith(f"{work}: shard 1 of array 'activations' is ") and "\n" not in text
     assert text.endswith("run again: exactly those shards are made anew.")
     # the receipt of the part that holds it, and nothing else
-    assert [receipt.exists() for receipt in receipts] == [True, False, True]
+    assert [path.exists() for path in paths] == [True, False, True]
     assert [file.exists() for file in files] == [True, False, True, True, True]
     subject = Lookup()
     run(final, part=(1, 3), subject=subject)
@@ -111,23 +115,23 @@ def test_running_again_makes_exactly_the_damaged_shards(made, whole, how):
 
 
 def test_all_damaged_shards_are_found_at_once(made):
-    final, receipts = made
+    final, paths = made
     work = scratch_of(final)
     damage(work / "activations/c/0/0/0", "a flipped bit")
-    damage(work / "activations/c/4/0/0", "removed")
+    damage(work / "activations/c/4/0/0", "cut short")
     with pytest.raises(StreamgaugeError, match=r"shard 0 .*\(2 shards are missing or damaged\)"):
-        gather.activations(work, receipts, progress=False)
-    assert [receipt.exists() for receipt in receipts] == [False, True, False]
+        gather.activations(work, paths, progress=False)
+    assert [path.exists() for path in paths] == [False, True, False]
     assert stores.Store(work).missing("activations") == [0, 4]
 
 
 def test_receipts_without_a_store_are_removed(made):
-    final, receipts = made
+    final, paths = made
     work = scratch_of(final)
     (work / "zarr.json").write_text("{")
     with pytest.raises(StreamgaugeError, match=r"not a readable store\. Delete that directory"):
-        gather.activations(work, receipts, progress=False)
-    assert not any(receipt.exists() for receipt in receipts)
+        gather.activations(work, paths, progress=False)
+    assert not any(path.exists() for path in paths)
 
 
 @pytest.mark.parametrize("name", ["probes", "same_position", "sampled_position", "shift"])
@@ -159,15 +163,14 @@ def test_gradients_are_checked(tmp_path):
 
 
 def test_commit_leaves_a_manifest_that_fits_and_no_work(made, whole):
-    final, _ = made
+    final, mine = made
     work, path = scratch_of(final), final.with_suffix(".json")
     # what processes that were killed left behind
     (work / "activations/c/0/0/0.0123.partial").write_bytes(b"half")
     final.with_name(f"{work.name}.{'0' * 32}").mkdir()
     # the receipt of another number of parts, begun and given up
-    final.with_name(".a.part-0-of-9").touch()
+    final.with_name(".a.part-0-of-9").mkdir()
     facts = gather.activations(work, progress=False)
-    mine = [final.with_name(f".a.part-{i}-of-3") for i in range(3)]
     gather.commit(work, final, path, '{"stage": "x"}', [], facts, mine)
     record = json.loads(path.read_text())
     assert manifest.problems(path) == [] and record["facts"] == facts
@@ -178,6 +181,74 @@ def test_commit_leaves_a_manifest_that_fits_and_no_work(made, whole):
     # the same as a manifest that is written afterwards
     again = manifest.write(path.with_name("b.json"), '{"stage": "x"}', [final], [], facts)
     assert again == record
+
+
+def test_a_store_that_was_removed_after_its_commit_is_there_again(made, whole):
+    """By a workflow engine that did not see its gather end."""
+    final, paths = made
+    path = final.with_suffix(".json")
+    records = []
+    for _ in range(2):
+        work = stores.scratch(final, "{}")
+        facts = gather.activations(work, paths, progress=False)
+        gather.commit(work, final, path, '{"stage": "x"}', [], facts, paths)
+        assert tree_digest(final) == whole
+        records.append(path.read_bytes())
+        shutil.rmtree(final)
+        path.unlink()
+    assert records[0] == records[1]
+
+
+def test_what_receipts_hold_takes_no_space_and_each_holds_its_own(made):
+    final, paths = made
+    for i, path in enumerate(paths):
+        files = sorted((path / "activations/c").glob("*/0/0"))
+        assert [int(file.parts[-3]) for file in files] == list(shards.of_part((i, 3), N_SHARDS))
+        for file in files:
+            assert file.samefile(scratch_of(final) / file.relative_to(path))
+
+
+def test_nothing_is_restored_from_the_receipts_of_another_spec(made):
+    final, paths = made
+    work = stores.scratch(final, '{"seed": 1}')
+    with pytest.raises(StreamgaugeError, match="not a readable store"):
+        gather.activations(work, paths, progress=False)
+    assert not any(path.exists() for path in paths)
+
+
+def test_a_damaged_shard_is_not_restored_again(made, whole):
+    final, paths = made
+    shutil.rmtree(scratch_of(final))
+    damage(paths[2] / "activations/c/3/0/0", "a flipped bit")
+    work = stores.scratch(final, "{}")
+    with pytest.raises(StreamgaugeError, match="shard 3 of array 'activations' is damaged"):
+        gather.activations(work, paths, progress=False)
+    assert [path.exists() for path in paths] == [True, True, False]
+    subject = Lookup()
+    run(final, part=(2, 3), subject=subject)
+    assert subject.calls == 6  # batches of one shard
+    receipts.leave(paths[2], work, (2, 3))
+    gather.activations(work, paths, progress=False)
+    stores.commit(work, final)
+    assert tree_digest(final) == whole
+
+
+def test_without_hard_links_a_receipt_says_no_more_than_that(made, whole, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(source), None, str(target))
+
+    final, paths = made
+    work = scratch_of(final)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", refuse)
+        receipts.leave(paths[0], work, (0, 3))
+        assert not [file for file in paths[0].rglob("*") if file.is_file()]
+        gather.activations(work, paths, progress=False)
+    stores.commit(work, final)
+    assert tree_digest(final) == whole
+    shutil.rmtree(final)
+    with pytest.raises(StreamgaugeError, match="shard 0 of array 'activations' is missing"):
+        gather.activations(stores.scratch(final, "{}"), paths, progress=False)
 
 
 GATHER = """
@@ -220,8 +291,8 @@ def test_snakemake_makes_the_damaged_part_anew(tmp_path):
     pipeline.snakemake(folder, target, "--until", "harvest_part", "--notemp")
     (work,) = layer.glob(".activations-train.zarr.*.partial")
     n = stores.Store(work).n_shards("activations")
-    receipts = [layer / f".activations-train.part-{i}-of-{n}" for i in range(n)]
-    assert n > 1 and all(receipt.exists() for receipt in receipts)
+    paths = [layer / f".activations-train.part-{i}-of-{n}" for i in range(n)]
+    assert n > 1 and all(path.exists() for path in paths)
     damage(work / "activations/c/1/0/0", "a flipped bit")
     done = pipeline.snakemake(folder, target, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stdout

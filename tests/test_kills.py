@@ -86,9 +86,8 @@ def kill_a_gather(folder, gather, rng):
         if process.exitcode == 0:
             return found
         found.append(shards_done(folder))
+        # the store too, if it was committed; what it was made of is still there
         killing.remove_outputs(folder, gather)
-        for i in range(PARTS) if found[-1] < N_SHARDS else ():
-            killing.finish(folder, killing.part("harvest", "activations", i, PARTS))
 
 
 def steps_done(folder, job):

@@ -18,8 +18,8 @@ ROWS = [
         *("subspace", "ard_mmd", "ard_sets", "bridge", "contrasts", "dissociation"),
     },
     {
-        *("shards", "unfinished", "zarr_trust", "zarr_store", "token_store", "stores", "manifest"),
-        *("provenance", "checkpoints", "basis_store"),
+        *("shards", "unfinished", "zarr_trust", "zarr_store", "receipts", "token_store", "stores"),
+        *("manifest", "provenance", "checkpoints", "basis_store"),
     },
     {"subjects", "corpora", "hooks", "projections"},
     {

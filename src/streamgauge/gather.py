@@ -14,6 +14,7 @@ import numpy as np
 from streamgauge import manifest, shards, stores
 from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
+from streamgauge.receipts import restore, withdraw
 from streamgauge.spectra import SINK_FACTOR
 
 FACTOR = "diag(sqrt(p)) - p sqrt(p)^T"
@@ -29,7 +30,8 @@ def activations(
 
     Args:
         scratch: directory that `harvest.harvest` has written the parts into.
-        receipts: files that say which parts are done, in the order of the parts.
+        receipts: directories that say which parts are done (`receipts.leave`), in the order of
+            the parts; what `scratch` lacks is taken from there.
         progress: print progress lines with tokens/s.
 
     Returns:
@@ -162,13 +164,13 @@ def commit(
 
     All that takes long or may fail comes before the store leaves its scratch directory: a workflow
     engine removes the outputs of a job that is killed, and what lies in `scratch` is no output.
-    Receipts of another number of parts (``.{name}.part-{i}-of-{n}``), begun earlier, go at the end:
-    they speak of a scratch directory that is gone.
+    Receipts of another number of parts (``.{name}.part-{i}-of-{n}``), begun earlier, go at the end.
 
     Args:
         scratch, final: the directory of the store, and its final one.
         path, spec, inputs, facts: as for `manifest.write`.
-        receipts: of the parts gathered; whoever runs the jobs removes them.
+        receipts: of the parts gathered; whoever runs the jobs removes them when he has seen that
+            the store is there.
 
     Raises:
         StreamgaugeError: the store is not whole; or store or manifest cannot be written.
@@ -186,16 +188,17 @@ def commit(
     )
     final = Path(final)
     for other in {*final.parent.glob(f".{final.stem}.part-*-of-*")} - {*map(Path, receipts)}:
-        other.unlink(missing_ok=True)
+        withdraw(other)
 
 
 def _open(scratch: Path | str, receipts: Sequence[Path | str]) -> stores.Store:
+    restore(scratch, receipts)
     try:
         return stores.Store(scratch, writable=True)
     except StreamgaugeError:
         # nothing there can be gone on with
         for receipt in receipts:
-            Path(receipt).unlink(missing_ok=True)
+            withdraw(receipt)
         raise
 
 
@@ -241,7 +244,7 @@ def _read(
     for i, receipt in enumerate(receipts):
         part = shards.of_part((i, len(receipts)), store.n_shards(names[0]))
         if faults.keys() & set(part):
-            Path(receipt).unlink(missing_ok=True)
+            withdraw(receipt)
     first = faults[min(faults)]
     many = f" ({len(faults)} shards are missing or damaged)" if len(faults) > 1 else ""
     raise StreamgaugeError(

@@ -222,6 +222,12 @@ class Store:
         shape = self.array(name).shape
         return -(-shape[0] // self.shard_rows(name)) if shape else 1
 
+    def file(self, name: str, shard: int) -> Path:
+        """The file of a shard of array `name`, there or not."""
+        ndim = self.array(name).ndim
+        key = [str(shard), *["0"] * (ndim - 1)] if ndim else []
+        return self.path.joinpath(name, "c", *key)
+
     def missing(self, name: str) -> list[int]:
         """Shards of array `name` that are absent or short of their size."""
         return [i for i in range(self.n_shards(name)) if self._fault(name, i)]
@@ -283,7 +289,7 @@ class Store:
     def remove(self, name: str, shard: int) -> None:
         """Remove a shard of array `name`, so that it counts as not made."""
         with writing(self.path):
-            self._file(name, shard).unlink(missing_ok=True)
+            self.file(name, shard).unlink(missing_ok=True)
 
     def _write(self, name: str, at, values) -> None:
         array, files = self.array(name), {}
@@ -311,13 +317,8 @@ class Store:
                 remedy="Where no other job makes the same store, run again.",
             ) from None
 
-    def _file(self, name: str, shard: int) -> Path:
-        ndim = self.array(name).ndim
-        key = [str(shard), *["0"] * (ndim - 1)] if ndim else []
-        return self.path.joinpath(name, "c", *key)
-
     def _fault(self, name: str, shard: int) -> str | None:
-        array, file = self.array(name), self._file(name, shard)
+        array, file = self.array(name), self.file(name, shard)
         try:
             size, plain = file.stat().st_size, zarr_trust.plain(self.path, file)
         except (FileNotFoundError, NotADirectoryError):
