@@ -42,8 +42,10 @@ report: env
 test: env ## run the tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
+# the SLURM cluster, which mostly waits, beside all the others
 cluster: env ## run the tests that start a SLURM cluster or kill jobs at random
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -m cluster -rs -n 2 --dist loadfile
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -m cluster -rs -n 2 --dist loadfile \
+		--no-loadscope-reorder tests/test_slurm.py tests
 
 lint: env ## ruff, and snakemake's lint on the hints we accept
 	$(BIN)/ruff check .

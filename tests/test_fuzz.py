@@ -414,7 +414,7 @@ slow = pytest.mark.cluster
             pytest.param(*case, marks=slow)
             for case in [
                 ("grid: {tokens: [10000000000000000000]}", None),
-                ("a: " + "[" * 400 + "]" * 400, "nested without end"),
+                ("a: " + "[" * 400 + "]" * 400, "nested too deeply"),
                 ("- a\n- b", "keys at top level"),
                 ("grid:\n\tk: [1]", "not valid JSON or YAML"),
                 ('study: !!python/object/apply:os.system ["touch run"]', "not valid JSON or YAML"),
@@ -423,7 +423,7 @@ slow = pytest.mark.cluster
                 ('{"sae": {"lr": NaN}, "study": "\\ud800"}', "sae.lr is nan, not a finite number"),
                 ("2020-01-01: {a: 1}", "a key must be text"),
                 ("grid: null", "grid is null; allowed: a mapping"),
-                ("study: !!set {a}", "(set), not text"),
+                ("study: !!set {a}", "tag:yaml.org,2002:set is not allowed"),
                 ("grid: {layers: {smollm2-135m: [1e19]}}", None),
                 (text_corpus("{x}"), "braces"),
                 ("crosslingual: {subjects: [smollm2-135m], layers: {smollm2-135m: [1]},"

@@ -60,7 +60,7 @@ def shards_done(folder):
 def test_a_harvest_killed_in_all_its_parts_and_in_the_gather(untouched, tmp_path):
     rng, parts, gathers = np.random.default_rng(0), [], []
     gather = killing.gather("harvest", "activations", PARTS)
-    for attempt in range(10):
+    for attempt in range(50):  # a fast machine needs more of them
         folder = copy(untouched, tmp_path / str(attempt), "L01")
         for i in range(PARTS):
             job = killing.part("harvest", "activations", i, PARTS)
@@ -108,7 +108,7 @@ def test_a_training_killed(untouched, tmp_path, objective, steps, least):
     rng, kills = np.random.default_rng(1), []
     job = killing.training(objective, steps * STEP_TOKENS)
     killing.finish(untouched, job)
-    for attempt in range(10):
+    for attempt in range(50):  # a fast machine needs more of them
         folder = copy(untouched, tmp_path / str(attempt), "sae")
         progress = partial(steps_done, folder, job)
         kills += killing.kill(folder, job, progress, rng, steps // 16, 0.5)
