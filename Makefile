@@ -45,7 +45,7 @@ test: env ## run the tests
 # the SLURM cluster, which mostly waits, beside all the others
 cluster: env ## run the tests that start a SLURM cluster or kill jobs at random
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -m cluster -rs -n 2 --dist loadfile \
-		--no-loadscope-reorder tests/test_slurm.py tests
+		--no-loadscope-reorder tests/test_slurm.py tests/test_*.py
 
 lint: env ## ruff, and snakemake's lint on the hints we accept
 	$(BIN)/ruff check .
