@@ -10,11 +10,13 @@ import time
 import numpy as np
 import torch
 
-from streamgauge import gather, harvest, stores
+from streamgauge import gather, harvest, manifest, stores
 
 N, T, D = 600, 128, 32  # five shards of 128 sequences, the last one short; 1 MiB each
 VOCABULARY = 500
 BATCH = 24
+SPEC = '{"stage": "lookup"}'
+WORK = manifest.identity(SPEC, [])  # what the scratch directory is named after
 
 
 class Lookup:
@@ -40,12 +42,12 @@ def rows(n=N):
 
 def scratch_of(final):
     """Where `run` works; looking does not make it."""
-    digest = hashlib.sha256(b"{}").hexdigest()[:8]
+    digest = hashlib.sha256(WORK.encode()).hexdigest()[:8]
     return final.with_name(f".{final.name}.{digest}.partial")
 
 
 def run(final, part=(0, 1), seconds=0.0, subject=None):
-    work = stores.scratch(final, "{}")
+    work = stores.scratch(final, WORK)
     subject = subject or Lookup(seconds=seconds)
     harvest.harvest(subject, rows(), 0, work, batch_size=BATCH, part=part, progress=False)
 
@@ -56,7 +58,7 @@ def run_whole(final, seconds=0.0):
 
 
 def close(final):
-    work = stores.scratch(final, "{}")
+    work = stores.scratch(final, WORK)
     gather.activations(work, progress=False)
     stores.commit(work, final)
 

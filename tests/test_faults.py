@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import small_disk
-from lookup import Lookup, close, rows, run, run_whole, scratch_of
+from lookup import WORK, Lookup, close, rows, run, run_whole, scratch_of
 from pipeline import tree_digest
 from streamgauge import basis_store, depth_profile, gather, harvest, manifest, stores
 from streamgauge.errors import StreamgaugeError
@@ -191,7 +191,7 @@ def test_a_file_where_a_directory_belongs_is_named(tmp_path):
     with pytest.raises(StreamgaugeError, match="cannot write: Not a directory") as caught:
         stores.scratch(blocker / "a.zarr", "{}")
     assert str(blocker) in caught.value.where and "Move away the file" in str(caught.value)
-    work = stores.scratch(tmp_path / "b.zarr", "{}")
+    work = stores.scratch(tmp_path / "b.zarr", WORK)
     (work / "activations").write_text("")
     with pytest.raises(StreamgaugeError, match="Move away the file"):
         run(tmp_path / "b.zarr")

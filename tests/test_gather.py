@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
-from lookup import Lookup, N, T, close, run, scratch_of
+from lookup import SPEC, WORK, Lookup, N, T, close, run, scratch_of
 from pipeline import tree_digest
 from streamgauge import gather, manifest, receipts, shards, stores
 from streamgauge.errors import StreamgaugeError
@@ -171,7 +171,7 @@ def test_commit_leaves_a_manifest_that_fits_and_no_work(made, whole):
     # the receipt of another number of parts, begun and given up
     final.with_name(".a.part-0-of-9").mkdir()
     facts = gather.activations(work, progress=False)
-    gather.commit(work, final, path, '{"stage": "x"}', [], facts, mine)
+    gather.commit(work, final, path, SPEC, [], facts, mine)
     record = json.loads(path.read_text())
     assert manifest.problems(path) == [] and record["facts"] == facts
     assert {name.split("/")[0] for name in record["files"]} == {"a.zarr"}
@@ -179,7 +179,7 @@ def test_commit_leaves_a_manifest_that_fits_and_no_work(made, whole):
     left = {p.name for p in final.parent.iterdir()}
     assert left == {"a.zarr", "a.json", *(p.name for p in mine)}
     # the same as a manifest that is written afterwards
-    again = manifest.write(path.with_name("b.json"), '{"stage": "x"}', [final], [], facts)
+    again = manifest.write(path.with_name("b.json"), SPEC, [final], [], facts)
     assert again == record
 
 
@@ -189,14 +189,45 @@ def test_a_store_that_was_removed_after_its_commit_is_there_again(made, whole):
     path = final.with_suffix(".json")
     records = []
     for _ in range(2):
-        work = stores.scratch(final, "{}")
+        work = stores.scratch(final, WORK)
         facts = gather.activations(work, paths, progress=False)
-        gather.commit(work, final, path, '{"stage": "x"}', [], facts, paths)
+        gather.commit(work, final, path, SPEC, [], facts, paths)
         assert tree_digest(final) == whole
         records.append(path.read_bytes())
         shutil.rmtree(final)
         path.unlink()
     assert records[0] == records[1]
+
+
+def test_a_gather_that_comes_too_late_leaves_the_store_alone(made, whole):
+    """It has been made by another process, in the middle of this one's work."""
+    final, paths = made
+    path = final.with_suffix(".json")
+    rest = (final, path, SPEC, [], paths)
+    seen = []
+
+    def late(work, receipts):
+        gather.finish(gather.activations, *rest)
+        seen.append((path.stat().st_ino, final.stat().st_ino))
+        shutil.rmtree(receipts[0])  # as who runs the jobs may have done
+        return gather.activations(work, receipts)
+
+    gather.finish(late, *rest)
+    assert seen == [(path.stat().st_ino, final.stat().st_ino)]
+    assert tree_digest(final) == whole and manifest.problems(path) == []
+    assert not list(final.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize("spec", [None, SPEC, '{"stage": "another"}'])
+def test_a_damaged_store_is_an_error_whatever_was_made_before(made, spec):
+    final, paths = made
+    path = final.with_suffix(".json")
+    if spec:
+        final.mkdir()
+        manifest.write(path, spec, [final])
+    damage(scratch_of(final) / "activations/c/1/0/0", "a flipped bit")
+    with pytest.raises(StreamgaugeError):
+        gather.finish(gather.activations, final, path, SPEC, [], paths)
 
 
 def test_what_receipts_hold_takes_no_space_and_each_holds_its_own(made):
@@ -220,7 +251,7 @@ def test_a_damaged_shard_is_not_restored_again(made, whole):
     final, paths = made
     shutil.rmtree(scratch_of(final))
     damage(paths[2] / "activations/c/3/0/0", "a flipped bit")
-    work = stores.scratch(final, "{}")
+    work = stores.scratch(final, WORK)
     with pytest.raises(StreamgaugeError, match="shard 3 of array 'activations' is damaged"):
         gather.activations(work, paths, progress=False)
     assert [path.exists() for path in paths] == [True, True, False]
@@ -248,7 +279,7 @@ def test_without_hard_links_a_receipt_says_no_more_than_that(made, whole, monkey
     assert tree_digest(final) == whole
     shutil.rmtree(final)
     with pytest.raises(StreamgaugeError, match="shard 0 of array 'activations' is missing"):
-        gather.activations(stores.scratch(final, "{}"), paths, progress=False)
+        gather.activations(stores.scratch(final, WORK), paths, progress=False)
 
 
 GATHER = """

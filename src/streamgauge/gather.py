@@ -16,8 +16,41 @@ from streamgauge.errors import StreamgaugeError
 from streamgauge.progress import Progress
 from streamgauge.receipts import restore, withdraw
 from streamgauge.spectra import SINK_FACTOR
+from streamgauge.unfinished import remove_siblings
 
 FACTOR = "diag(sqrt(p)) - p sqrt(p)^T"
+
+
+def finish(
+    check: Callable[[Path, Sequence[Path | str]], dict],
+    final: Path | str,
+    path: Path | str,
+    spec: str,
+    inputs: Sequence[Path | str],
+    receipts: Sequence[Path | str],
+) -> None:
+    """Gather a store and commit it, unless another process does so meanwhile.
+
+    That is a job of an earlier run that lived on, or its successor. The slower one finds the
+    scratch directory gone and the same store made: no failure, after which a workflow engine would
+    remove the store.
+
+    Args:
+        check: `activations`, `gradients` or `probes`.
+        final, path, spec, inputs, receipts: as for `commit`.
+
+    Raises:
+        StreamgaugeError: as `check` and `commit` say.
+    """
+    made = manifest.says(path, spec, inputs)
+    scratch = stores.scratch(final, manifest.identity(spec, inputs))
+    try:
+        facts = check(scratch, receipts)
+        commit(scratch, final, path, spec, inputs, facts, receipts)
+    except StreamgaugeError:
+        if made or not (Path(final).is_dir() and manifest.says(path, spec, inputs)):
+            raise
+        remove_siblings(Path(final))
 
 
 def activations(

@@ -66,10 +66,7 @@ def write(
     record = {
         "spec": json.loads(spec),
         "files": hashes,
-        "inputs": {
-            Path(os.path.relpath(source, path.parent)).as_posix(): read(source)["digest"]
-            for source in inputs
-        },
+        "inputs": _inputs(path, inputs),
         "facts": facts,
         "digest": _digest(hashes, facts),
     }
@@ -98,6 +95,15 @@ def identity(spec: str, inputs: Sequence[str | Path]) -> str:
     """
     digests = [read(source)["digest"] for source in inputs]
     return json.dumps({"spec": json.loads(spec), "inputs": digests}, sort_keys=True)
+
+
+def says(path: str | Path, spec: str, inputs: Sequence[str | Path]) -> bool:
+    """Whether there is a manifest at `path`, of an artifact of `spec` made from `inputs`."""
+    try:
+        record = read(path)
+    except StreamgaugeError:
+        return False
+    return record["spec"] == json.loads(spec) and record["inputs"] == _inputs(Path(path), inputs)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -173,6 +179,14 @@ def problems(path: str | Path, tick: Callable[[int], None] | None = None) -> lis
         except StreamgaugeError:
             found.append(f"its input {source} is missing or unreadable")
     return found
+
+
+def _inputs(path: Path, inputs: Sequence[str | Path]) -> dict[str, str]:
+    """The digests of `inputs`, by their paths relative to a manifest."""
+    return {
+        Path(os.path.relpath(source, path.parent)).as_posix(): read(source)["digest"]
+        for source in inputs
+    }
 
 
 def _walk(folder: Path, files: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
