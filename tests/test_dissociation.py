@@ -256,7 +256,7 @@ def test_verdicts(conditions, verdict, holds):
 def test_too_little_to_adjudicate():
     few = judged(TRUE, n=14)
     assert few["verdict"] == dissociation.OPEN
-    assert "only 14 problems have an unpatched answer, 15 are needed" in few["reason"]
+    assert "open, an unpatched answer in 14 of the 15 problems that are needed" in few["reason"]
     coarse = judged(TRUE, draws=18)
     assert coarse["verdict"] == dissociation.OPEN
     assert "18 random subspaces cannot reach p = 0.05, 19 are needed" in coarse["reason"]
@@ -267,7 +267,7 @@ def test_a_model_that_gives_no_numbers_is_not_adjudicated():
     found = judged({**TRUE, "none": SILENT, "z": SILENT})
     assert found["n_baseline_number"] == 0
     assert found["halves"]["answer"]["statistic"] is None
-    assert "only 0 problems have an unpatched answer" in found["sentence"]
+    assert "an unpatched answer in 0 of the" in found["sentence"]
     # languages can still be told
     assert found["verdict"] == dissociation.PARTIAL
     json.dumps(found, allow_nan=False)

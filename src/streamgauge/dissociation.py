@@ -259,7 +259,7 @@ def _half(runs, name, alpha, fewest):
     spoilt = {c: _share(runs(c, "degenerate")[0, asked]) for c in ("z", "z_perp")}
     holds, reason = None, None
     if n < fewest:
-        reason = f"open, only {n} problems have an unpatched {name}, {fewest} are needed"
+        reason = f"open, an unpatched {name} in {n} of the {fewest} problems that are needed"
     elif 1 / (1 + n_random) > alpha:
         needed = math.ceil(1 / alpha) - 1
         reason = (
