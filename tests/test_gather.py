@@ -218,15 +218,24 @@ def test_a_gather_that_comes_too_late_leaves_the_store_alone(made, whole):
     assert not list(final.parent.glob("*.partial"))
 
 
-@pytest.mark.parametrize("spec", [None, SPEC, '{"stage": "another"}'])
-def test_a_damaged_store_is_an_error_whatever_was_made_before(made, spec):
+def test_a_gather_that_begins_too_late_leaves_the_store_alone(made):
+    final, paths = made
+    rest = (final, final.with_suffix(".json"), SPEC, [], paths)
+    gather.finish(gather.activations, *rest)
+    before = {path: path.stat().st_ino for path in final.parent.rglob("*")}
+    gather.finish(gather.activations, *rest)
+    assert {path: path.stat().st_ino for path in final.parent.rglob("*")} == before
+
+
+@pytest.mark.parametrize("other", [None, '{"stage": "another"}'])
+def test_a_damaged_store_is_an_error_whatever_else_was_made(made, other):
     final, paths = made
     path = final.with_suffix(".json")
-    if spec:
+    if other:
         final.mkdir()
-        manifest.write(path, spec, [final])
+        manifest.write(path, other, [final])
     damage(scratch_of(final) / "activations/c/1/0/0", "a flipped bit")
-    with pytest.raises(StreamgaugeError):
+    with pytest.raises(StreamgaugeError, match="shard 1 of array 'activations' is damaged"):
         gather.finish(gather.activations, final, path, SPEC, [], paths)
 
 

@@ -29,11 +29,10 @@ def finish(
     inputs: Sequence[Path | str],
     receipts: Sequence[Path | str],
 ) -> None:
-    """Gather a store and commit it, unless another process does so meanwhile.
+    """Gather a store and commit it, unless another process has done so, or does so meanwhile.
 
-    That is a job of an earlier run that lived on, or its successor. The slower one finds the
-    scratch directory gone and the same store made: no failure, after which a workflow engine would
-    remove the store.
+    That is a job of an earlier run that lived on, or its successor. The slower one finds the same
+    store made: no failure, after which a workflow engine would remove the store.
 
     Args:
         check: `activations`, `gradients` or `probes`.
@@ -42,13 +41,18 @@ def finish(
     Raises:
         StreamgaugeError: as `check` and `commit` say.
     """
-    made = manifest.says(path, spec, inputs)
+
+    def made() -> bool:
+        return Path(final).is_dir() and manifest.says(path, spec, inputs)
+
+    if made():
+        return
     scratch = stores.scratch(final, manifest.identity(spec, inputs))
     try:
         facts = check(scratch, receipts)
         commit(scratch, final, path, spec, inputs, facts, receipts)
     except StreamgaugeError:
-        if made or not (Path(final).is_dir() and manifest.says(path, spec, inputs)):
+        if not made():
             raise
         remove_siblings(Path(final))
 
