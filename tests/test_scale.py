@@ -245,10 +245,12 @@ def test_tables_are_computed(title):
 def test_sentences_repeat_the_tables():
     first, second = BOTH
     saved = [7 * s.stages.gpu_hours["harvest"] for s in BOTH]
-    files = second.stores.files["activations-train"]
+    files, shards = second.stores.loc["activations-train", ["files", "shards"]]
     probes = disk()[3][-1]
     said = [
-        f"the billion tokens need about {round(files, -3):,},",
+        f"the billion tokens need about {round(files, -3):,} files",
+        # activations/c/7/0 and norm/c/7 hold shard 7
+        f"files and {round(3 * shards, -3):,} folders, and {round(2 * shards, -3):,} folders more",
         f"In the first study that is {saved[0]:.0f} hours for {disk()[1][2].split('.')[0]} GB",
         f"in the second, {saved[1]:.0f} hours for {disk()[1][3]}",
         f"a billion of them take {float(probes.split()[0]):.0f} TB",
