@@ -60,6 +60,16 @@ def test_batch_number_i_is_always_the_same(start):
     assert numbers(stream.batches(start, 140)) == whole[start:]
 
 
+def test_resumed_at_its_end_nothing_is_read():
+    """Also where the end is that of a pool or of an epoch."""
+    store = Numbered()
+    stream = Stream(store, batch_size=64, pool_tokens=1024)
+    assert N * T % 64 == 0
+    for end in range(2 * N * T // 64):
+        assert list(stream.batches(end, end)) == []
+    assert store.reads == []
+
+
 def test_resuming_reads_no_more_than_the_pools_it_needs():
     store = Numbered()
     stream = Stream(store, batch_size=100, pool_tokens=1024)  # two chunks a pool

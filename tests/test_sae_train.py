@@ -160,13 +160,16 @@ def test_interrupted_at_any_step_gives_the_same_bits(store, together, tmp_path, 
         assert_same(a, b)
 
 
-def test_a_finished_training_is_not_repeated(store, tmp_path, capfd):
-    (first,) = train(store, RUNS[:1], SETTINGS, tmp_path)
+@pytest.mark.parametrize("steps", [40, 25])  # in the middle of a pool, and where an epoch ends
+def test_a_finished_training_is_not_repeated(store, tmp_path, capfd, steps):
+    tokens = steps * 256
+    runs = [dataclasses.replace(RUNS[0], tokens=tokens)]
+    (first,) = train(store, runs, SETTINGS, tmp_path)
     before = (tmp_path / "checkpoint.safetensors").stat().st_mtime_ns
-    (again,) = train(store, RUNS[:1], SETTINGS, tmp_path)
+    (again,) = train(store, runs, SETTINGS, tmp_path)
     assert (tmp_path / "checkpoint.safetensors").stat().st_mtime_ns == before
     assert_same(first, again)
-    assert "resuming at 10,240 of 10,240 tokens" in capfd.readouterr().err
+    assert f"resuming at {tokens:,} of {tokens:,} tokens" in capfd.readouterr().err
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(store, tmp_path):

@@ -113,6 +113,8 @@ class Stream:
 
     def _pools(self, first: int, last: int, probes) -> Iterator[tuple[tuple, torch.Tensor]]:
         """The pools holding tokens [first, last), each with its order, read one ahead."""
+        if first == last:  # resumed at its end
+            return
         # two buffers in turn: faulting in fresh pages would cost as much as reading them full
         size = self._chunks_per_pool * self.store.chunk_sequences * self.store.n_positions
         shape = (min(size, self.tokens_per_epoch), self.store.d_model)
