@@ -130,9 +130,9 @@ def test_killed_and_run_again_gives_the_same_bytes(finished_once, tmp_path):
         # what the documentation says to do after a killed Snakemake
         snakemake(folder, "--unlock")
     snakemake(folder, *targets)
-    # made by the model once, gathered twice
+    # made by the model once, gathered again (and again, if the second moment was in it)
     assert len(re.findall("harvest tiny layer 01, eval, part", said.read_text())) == 1
-    assert len(re.findall("harvest tiny layer 01, eval$", said.read_text(), re.M)) == 2
+    assert len(re.findall("harvest tiny layer 01, eval$", said.read_text(), re.M)) >= 2
     made, expected = pipeline.manifests(folder), pipeline.manifests(finished_once)
     assert len(made) == 15
     assert made == {path: expected[path] for path in made}
