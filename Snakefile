@@ -1,8 +1,14 @@
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.20")
 
-configfile: "config.yaml"
+# the folder of this file; the working directory and `workflow.basedir` may be another workflow's
+ROOT = str(workflow.current_basedir)
+BASE = os.path.relpath(os.path.join(ROOT, "config.yaml"))
+
+configfile: BASE
 report: "workflow/report/workflow.rst"
 
 include: "rules/common.smk"
@@ -16,11 +22,9 @@ include: "rules/comparisons.smk"
 include: "rules/figures.smk"
 
 # What to ask for: plain `snakemake`, or one of these by name.
-localrules: all, spectra, saes, proxy_gap, sensitivities, verdict, verdict_calibration, audits
-localrules: crosslingual, figures, verify
-
-TABLES = f"{STUDY}/{{name}}.{{suffix}}"
-FIGURES = f"{STUDY}/figures/{{name}}.{{suffix}}"
+HERE = STUDY.format(study=config["study"])
+TABLES = f"{HERE}/{{name}}.{{suffix}}"
+DRAWINGS = f"{HERE}/figures/{{name}}.{{suffix}}"
 TABLE = expand(TABLES, name="grid", suffix=["json", "csv"])
 COMPARED = expand(TABLES, name=["deltas", "budgets", "correlations", "kstar"], suffix="csv")
 GAP = TABLE + COMPARED + expand(TABLES, name=["comparisons", "published"], suffix="json")
@@ -28,12 +32,11 @@ PROFILES = expand(TABLES, name=["depth_profile", "critics"], suffix=["json", "cs
 COSTS = expand(TABLES, name=["leaderboard", "calibration", "attention"], suffix=["json", "csv"])
 VERDICTS = expand(TABLES, name="verdicts", suffix=["json", "html"])
 AUDITS = imports(f"{SAE}/audit.json") + imports(f"{SAE}/audit.md")
-SUFFIXES = ["json", "svg", "png"]
 CROSSLINGUAL = (
     expand(TABLES, name="crosslingual", suffix=["json", "html"])
     + expand(TABLES, name=[f"crosslingual_{name}" for name in CROSS_TABLES], suffix="csv")
     + suite(f"{PATCHING}.html")
-    + expand(FIGURES, name=CROSS_FIGURES, suffix=SUFFIXES)
+    + expand(DRAWINGS, name=CROSS_FIGURES, suffix=SUFFIXES)
 )
 
 
@@ -46,7 +49,7 @@ rule all:
         VERDICTS,
         AUDITS,
         CROSSLINGUAL if config["crosslingual"]["subjects"] else [],
-        expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES),
+        expand(DRAWINGS, name=FIGURE_NAMES, suffix=SUFFIXES),
 
 
 rule spectra:
@@ -58,17 +61,11 @@ rule saes:
 
 
 rule proxy_gap:
-    input:
-        GAP,
-        expand(
-            FIGURES,
-            name=["proxy_gap", "rate_distortion", "deltas", "budgets", "kstar"],
-            suffix=SUFFIXES,
-        ),
+    input: GAP, expand(DRAWINGS, name=HEADINGS["Proxy gap"], suffix=SUFFIXES)
 
 
 rule sensitivities:
-    input: COSTS, expand(FIGURES, name=["calibration", "leaderboard", "attention"], suffix=SUFFIXES)
+    input: COSTS, expand(DRAWINGS, name=HEADINGS["Sensitivity"], suffix=SUFFIXES)
 
 
 rule verdict:
@@ -77,8 +74,8 @@ rule verdict:
 
 rule verdict_calibration:
     input:
-        f"{STUDY}/verdict_calibration.csv",
-        expand(FIGURES, name="verdict_calibration", suffix=SUFFIXES),
+        f"{HERE}/verdict_calibration.csv",
+        expand(DRAWINGS, name="verdict_calibration", suffix=SUFFIXES),
 
 
 rule audits:
@@ -90,13 +87,12 @@ rule crosslingual:
 
 
 rule figures:
-    input: expand(FIGURES, name=FIGURE_NAMES, suffix=SUFFIXES)
+    input: expand(DRAWINGS, name=FIGURE_NAMES, suffix=SUFFIXES)
 
 
 rule verify:
+    localrule: True
     message: "verify every artifact"
     input: rules.all.input
     log: "logs/verify.log"
-    benchmark: "logs/verify.tsv"
-    params: configs=expand("--configfile {path}", path=workflow.configfiles)
-    shell: "python -m streamgauge.cli verify {params.configs} results 2>&1 | tee {log}"
+    run: verified(log[0])

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streamgauge import ard_mmd
+from streamgauge.numerics import ard
 
 
 def draw(n_pairs: int, d_model: int, shortest: int, longest: int) -> list:
@@ -58,7 +58,7 @@ def loop(distances, tokens, theta: torch.Tensor) -> tuple[float, np.ndarray]:
 
 def measure(d_model: int, args) -> dict:
     pairs = draw(args.pairs, d_model, args.shortest, args.longest)
-    clouds = ard_mmd.Clouds(pairs, device="cpu")
+    clouds = ard.Clouds(pairs, device="cpu")
     start = clouds.start()
     theta = torch.from_numpy(start).float()
     tokens = [tuple(torch.from_numpy(c / clouds.sd).float() for c in pair) for pair in pairs]

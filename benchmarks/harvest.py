@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streamgauge import gather, harvest, stores, subjects
+from streamgauge.models import subjects
+from streamgauge.passes import gather, harvest
+from streamgauge.stores import layer_stores
 
 
 def random_smollm2(directory: Path, seed: int = 0) -> Path:
@@ -69,7 +71,7 @@ def bare_forward(subject, tokens, layer: int, batch_size: int) -> np.ndarray:
 def harvested(subject, tokens, layer: int, batch_size: int, dtype: str) -> tuple:
     """Wall and CPU seconds of the harvest to a fresh store, and of completing the store."""
     with tempfile.TemporaryDirectory() as folder:
-        work = stores.scratch(Path(folder) / "activations.zarr", "{}")
+        work = layer_stores.scratch(Path(folder) / "activations.zarr", "{}")
         started = clocks()
         harvest.harvest(
             subject, tokens, layer, work, dtype=dtype, batch_size=batch_size, progress=False
@@ -146,7 +148,7 @@ def measure_speed(options) -> dict:
 
 def measure_memory(options) -> dict:
     """Peak resident memory of processes harvesting N and 4 N tokens of layer 0."""
-    sequences = 2 * stores.rows_per_chunk_and_shard(options.positions)[1]
+    sequences = 2 * layer_stores.rows_per_chunk_and_shard(options.positions)[1]
     result = {}
     for factor in (1, 4):
         given = ["--model", options.model, "--device", options.device]

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streamgauge import stores
 from streamgauge.sae import topk
 from streamgauge.sae.behavioral import Behavioral
 from streamgauge.sae.objective import SquaredError
 from streamgauge.sae.runs import Settings
 from streamgauge.sae.start import measure
 from streamgauge.sae.step import Step
+from streamgauge.stores import layer_stores
 
 STEPS = 4  # of a turn that reads: a pool
 PARTS = ("step alone", "reading alone", "reading and step")
@@ -35,10 +35,10 @@ def write_stores(folder: Path, shape: tuple[int, int, int], n_probes: int):
     names = dict(zip(("n_sequences", "n_positions", "d_model"), shape, strict=True))
     layer = {"layer": 0, "hook_name": "blocks.0.hook_resid_post"}
     paths = folder / "activations-train.zarr", folder / "probes-train.zarr"
-    stores.create_activations(paths[0], **names, **layer, dtype="float16")
-    stores.create_probes(paths[1], **names, **layer, dtype="bfloat16", n_probes=n_probes)
+    layer_stores.create_activations(paths[0], **names, **layer, dtype="float16")
+    layer_stores.create_probes(paths[1], **names, **layer, dtype="bfloat16", n_probes=n_probes)
     generator = torch.Generator().manual_seed(0)
-    activations, probes = (stores.Store(path, writable=True) for path in paths)
+    activations, probes = (layer_stores.Store(path, writable=True) for path in paths)
     rows = activations.shard_rows("activations")
     for start in range(0, shape[0], rows):
         part = (min(rows, shape[0] - start), *shape[1:])
@@ -102,7 +102,7 @@ def main() -> None:
         rows = 2 * STEPS * args.batch // args.positions  # two pools
         shape = (rows, args.positions, args.d_model)
         activations, probes = write_stores(Path(folder), shape, args.probes)
-        store = stores.ActivationStore(activations)
+        store = layer_stores.ActivationStore(activations)
         contenders = [
             Contender(objective, store, args) for objective in (SquaredError(), Behavioral(probes))
         ]

@@ -24,7 +24,9 @@ import numpy as np
 import torch
 from harvest import clocks, draw_tokens, random_smollm2
 
-from streamgauge import gradients, probes, stores, subjects
+from streamgauge.models import subjects
+from streamgauge.passes import gradients, probes
+from streamgauge.stores import layer_stores
 
 
 class Timed:
@@ -63,7 +65,7 @@ def clock(subject, call, *arguments, **options):
 def harvested(module, subject, tokens, layer: int, **options) -> None:
     """A harvest to a fresh store that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
-        work = stores.scratch(Path(folder) / "made.zarr", "{}")
+        work = layer_stores.scratch(Path(folder) / "made.zarr", "{}")
         module.harvest(subject, tokens, layer, work, progress=False, **options)
 
 

@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streamgauge import stores
 from streamgauge.sae import topk
 from streamgauge.sae.step import Step
 from streamgauge.sae.stream import Stream
+from streamgauge.stores import layer_stores
 
 STEPS = 4  # a round
 
 
 def write_store(path: Path, n_sequences: int, n_positions: int, d_model: int):
     """An activations store of Gaussian numbers."""
-    stores.create_activations(
+    layer_stores.create_activations(
         path,
         n_sequences=n_sequences,
         n_positions=n_positions,
@@ -37,7 +37,7 @@ def write_store(path: Path, n_sequences: int, n_positions: int, d_model: int):
         layer=0,
         hook_name="blocks.0.hook_resid_post",
     )
-    store, rng = stores.Store(path, writable=True), np.random.default_rng(0)
+    store, rng = layer_stores.Store(path, writable=True), np.random.default_rng(0)
     rows = store.shard_rows("activations")
     for start in range(0, n_sequences, rows):
         shape = (min(rows, n_sequences - start), n_positions, d_model)
@@ -45,7 +45,7 @@ def write_store(path: Path, n_sequences: int, n_positions: int, d_model: int):
     store.write("norm", 0, np.full((n_sequences, n_positions), d_model**0.5, np.float32))
     store.write_all("median_norm", d_model**0.5)
     store.write_all("sink_threshold", 10 * d_model**0.5)
-    return stores.ActivationStore(path)
+    return layer_stores.ActivationStore(path)
 
 
 def main() -> None:

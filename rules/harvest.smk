@@ -4,42 +4,38 @@
 rule harvest_part:
     message: "harvest {wildcards.subject} layer {wildcards.ell}, {wildcards.split}, part {wildcards.part} of {wildcards.parts}"
     input:
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
-        tokens=f"{CORPUS}/tokens-{{split}}.json",
-        token_store=ancient(f"{CORPUS}/tokens-{{split}}.zarr"),
+        **MODEL,
+        **rows("{split}"),
     output: temp(directory(f"{LAYER}/.activations-{{split}}.part-{{part}}-of-{{parts}}"))
-    log: "logs/{subject}/{corpus}/L{ell}/harvest-{split}-part{part}of{parts}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/harvest-{split}-part{part}of{parts}.tsv"
-    params: spec=spec("harvest")
+    log: log_of("harvest", PART)
+    benchmark: timing_of("harvest", PART)
+    params: spec=spec("harvest", "harvest")
     threads: THREADS
     resources: **compute("harvest")
-    script: "../workflow/scripts/harvest.py"
+    script: "../workflow/scripts/part.py"
 
 
 rule harvest:
     message: "harvest {wildcards.subject} layer {wildcards.ell}, {wildcards.split}"
     input:
-        subject="results/{subject}/subject.json",
+        subject=f"{SUBJECT}/subject.json",
         tokens=f"{CORPUS}/tokens-{{split}}.json",
         parts=parts("harvest", "activations-{split}"),
     output:
         manifest=f"{LAYER}/activations-{{split}}.json",
         store=directory(f"{LAYER}/activations-{{split}}.zarr"),
-    log: "logs/{subject}/{corpus}/L{ell}/harvest-{split}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/harvest-{split}.tsv"
-    params: spec=spec("harvest")
+    log: log_of("harvest")
+    benchmark: timing_of("harvest")
+    params: spec=spec("harvest", "harvest")
     resources: **request("harvest")
-    script: "../workflow/scripts/gather_activations.py"
+    script: "../workflow/scripts/gather.py"
 
 
 rule eigenspectra:
     message: "spectra {wildcards.subject}, all layers"
     input:
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
-        tokens=f"{CORPUS}/tokens-train.json",
-        token_store=ancient(f"{CORPUS}/tokens-train.zarr"),
+        **MODEL,
+        **rows("train"),
     output:
         manifest=f"{CORPUS}/spectra.json",
         store=directory(f"{CORPUS}/spectra.zarr"),
@@ -49,9 +45,9 @@ rule eigenspectra:
             category="Spectra",
             labels={"subject": "{subject}", "corpus": "{corpus}", "what": "table"},
         ),
-    log: "logs/{subject}/{corpus}/spectra.log"
-    benchmark: "logs/{subject}/{corpus}/spectra.tsv"
-    params: spec=spec("spectra")
+    log: log_of("spectra")
+    benchmark: timing_of("spectra")
+    params: spec=spec("spectra", "spectra")
     threads: THREADS
     resources: **compute("spectra")
-    script: "../workflow/scripts/spectra.py"
+    script: "../workflow/scripts/evaluate.py"

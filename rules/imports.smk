@@ -4,22 +4,21 @@
 rule import_sae:
     message: "import SAE {wildcards.sae} for {wildcards.subject} layer {wildcards.ell}"
     input:
-        lambda w: own_files("imports", "sae", w),
-        activations=f"{LAYER}/activations-eval.json",
-        store=ancient(f"{LAYER}/activations-eval.zarr"),
+        own_files("imports", "sae"),
+        **activations("eval"),
     output:
         manifest=f"{SAE}/sae.json",
         cfg=f"{SAE}/cfg.json",
         weights=f"{SAE}/sae_weights.safetensors",
     wildcard_constraints: sae=one_of(config["imports"])
-    log: "logs/{subject}/{corpus}/L{ell}/import-{sae}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/import-{sae}.tsv"
+    log: log_of("import_sae")
+    benchmark: timing_of("import_sae")
     params:
-        spec=spec("import_sae"),
-        members=lambda w: members(own_files("imports", "sae", w)),
+        spec=spec("import_sae", "imports"),
+        members=lambda w: members(own_files("imports", "sae")(w)),
     threads: THREADS
     resources: **request("import_sae")
-    script: "../workflow/scripts/import_sae.py"
+    script: "../workflow/scripts/sae.py"
 
 
 rule audit:
@@ -39,7 +38,8 @@ rule audit:
             category="Audits",
             labels={"subject": "{subject}", "layer": "{ell}", "SAE": "{sae}"},
         ),
-    log: "logs/{subject}/{corpus}/L{ell}/audit-{sae}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/audit-{sae}.tsv"
-    params: spec=spec("audit")
-    script: "../workflow/scripts/audit.py"
+    log: log_of("audit")
+    benchmark: timing_of("audit")
+    group: together("scores")
+    params: spec=spec("audit", "statistics")
+    script: "../workflow/scripts/page.py"

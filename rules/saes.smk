@@ -4,105 +4,79 @@
 rule train_sae:
     message: "train SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
-        activations=f"{LAYER}/activations-train.json",
-        store=ancient(f"{LAYER}/activations-train.zarr"),
-    output:
-        manifest=f"{SAE}/sae.json",
-        cfg=f"{SAE}/cfg.json",
-        weights=f"{SAE}/sae_weights.safetensors",
-        history=f"{SAE}/training.csv",
-    wildcard_constraints: sae=trained("mse")
-    log: "logs/{subject}/{corpus}/L{ell}/train-{sae}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/train-{sae}.tsv"
-    params: spec=spec("train_sae")
+        **activations("train"),
+    output: **FITTED
+    wildcard_constraints: sae=paths.trained_for("mse", config["sae"]["recipe"])
+    log: log_of("train_sae")
+    benchmark: timing_of("train_sae")
+    params: spec=spec("train_sae", "sae")
     threads: THREADS
     resources: **compute("train_sae")
-    script: "../workflow/scripts/train_sae.py"
+    script: "../workflow/scripts/sae.py"
 
 
 rule train_behavioral:
     message: "train SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
-        activations=f"{LAYER}/activations-train.json",
-        store=ancient(f"{LAYER}/activations-train.zarr"),
-        probes=f"{LAYER}/probes-train.json",
-        probe_store=ancient(f"{LAYER}/probes-train.zarr"),
-    output:
-        manifest=f"{SAE}/sae.json",
-        cfg=f"{SAE}/cfg.json",
-        weights=f"{SAE}/sae_weights.safetensors",
-        history=f"{SAE}/training.csv",
-    wildcard_constraints: sae=trained("behavioral")
-    log: "logs/{subject}/{corpus}/L{ell}/train-{sae}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/train-{sae}.tsv"
-    params: spec=spec("train_behavioral")
+        **activations("train"),
+        **probes("train"),
+    output: **FITTED
+    wildcard_constraints: sae=paths.trained_for("behavioral", config["sae"]["recipe"])
+    log: log_of("train_behavioral")
+    benchmark: timing_of("train_behavioral")
+    params: spec=spec("train_behavioral", "sae")
     threads: THREADS
     resources: **compute("train_behavioral")
-    script: "../workflow/scripts/train_behavioral.py"
+    script: "../workflow/scripts/sae.py"
 
 
 rule train_e2e:
     message: "train SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
-        activations=f"{LAYER}/activations-train.json",
-        store=ancient(f"{LAYER}/activations-train.zarr"),
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
-        tokens=f"{CORPUS}/tokens-train.json",
-        token_store=ancient(f"{CORPUS}/tokens-train.zarr"),
-    output:
-        manifest=f"{SAE}/sae.json",
-        cfg=f"{SAE}/cfg.json",
-        weights=f"{SAE}/sae_weights.safetensors",
-        history=f"{SAE}/training.csv",
-    wildcard_constraints: sae=trained("e2e")
-    log: "logs/{subject}/{corpus}/L{ell}/train-{sae}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/train-{sae}.tsv"
-    params: spec=spec("train_e2e")
+        **activations("train"),
+        **MODEL,
+        **rows("train"),
+    output: **FITTED
+    wildcard_constraints: sae=paths.trained_for("e2e", config["sae"]["recipe"])
+    log: log_of("train_e2e")
+    benchmark: timing_of("train_e2e")
+    params: spec=spec("train_e2e", "sae")
     threads: THREADS
     resources: **compute("train_e2e")
-    script: "../workflow/scripts/train_e2e.py"
+    script: "../workflow/scripts/sae.py"
 
 
 rule baseline:
     message: "baseline {wildcards.subject} layer {wildcards.ell}: zero and mean ablation"
     input:
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
-        tokens=f"{CORPUS}/tokens-eval.json",
-        token_store=ancient(f"{CORPUS}/tokens-eval.zarr"),
-        activations=f"{LAYER}/activations-eval.json",
-        store=ancient(f"{LAYER}/activations-eval.zarr"),
+        **MODEL,
+        **rows("eval"),
+        **activations("eval"),
     output:
         manifest=f"{LAYER}/baseline.json",
         table=f"{LAYER}/baseline.parquet",
-    log: "logs/{subject}/{corpus}/L{ell}/baseline.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/baseline.tsv"
-    params: spec=spec("baseline")
+    log: log_of("baseline")
+    benchmark: timing_of("baseline")
+    params: spec=spec("baseline", "evaluate")
     threads: THREADS
     resources: **compute("baseline")
-    script: "../workflow/scripts/baseline.py"
+    script: "../workflow/scripts/evaluate.py"
 
 
 rule evaluate:
     message: "evaluate SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
-        tokens=f"{CORPUS}/tokens-eval.json",
-        token_store=ancient(f"{CORPUS}/tokens-eval.zarr"),
-        activations=f"{LAYER}/activations-eval.json",
-        store=ancient(f"{LAYER}/activations-eval.zarr"),
-        sae=f"{SAE}/sae.json",
-        cfg=ancient(f"{SAE}/cfg.json"),
-        weights=ancient(f"{SAE}/sae_weights.safetensors"),
+        **MODEL,
+        **rows("eval"),
+        **activations("eval"),
+        **TRAINED,
     output:
         manifest=f"{SAE}/per_sequence.json",
         table=f"{SAE}/per_sequence.parquet",
         latents=f"{SAE}/latents.parquet",
-    log: "logs/{subject}/{corpus}/L{ell}/evaluate-{sae}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/evaluate-{sae}.tsv"
-    params: spec=spec("evaluate")
+    log: log_of("evaluate")
+    benchmark: timing_of("evaluate")
+    params: spec=spec("evaluate", "evaluate")
     threads: THREADS
     resources: **compute("evaluate")
     script: "../workflow/scripts/evaluate.py"
@@ -119,27 +93,24 @@ rule score:
         baseline_table=ancient(f"{LAYER}/baseline.parquet"),
         sensitivity=f"{SAE}/sensitivity.json",
         sensitivity_table=ancient(f"{SAE}/sensitivity.parquet"),
-    output: f"{SAE}/scores.json"
-    log: "logs/{subject}/{corpus}/L{ell}/score-{sae}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/score-{sae}.tsv"
-    params: spec=spec("score")
-    script: "../workflow/scripts/score.py"
+    output: manifest=f"{SAE}/scores.json"
+    log: log_of("score")
+    benchmark: timing_of("score")
+    group: together("scores")
+    params: spec=spec("score", "statistics")
+    script: "../workflow/scripts/table.py"
 
 
 rule grid:
     message: "grid table of study {wildcards.study}"
-    input: grid(f"{SAE}/scores.json")
+    input: scores=grid(f"{SAE}/scores.json")
     output:
-        manifest="results/studies/{study}/grid.json",
-        table=report(
-            "results/studies/{study}/grid.csv",
-            caption="../workflow/report/grid.rst",
-            category="Scores",
-            labels={"study": "{study}", "what": "table"},
-        ),
-    log: "logs/studies/{study}/grid.log"
-    benchmark: "logs/studies/{study}/grid.tsv"
+        manifest=f"{STUDY}/grid.json",
+        table=table("grid", "Scores", ""),
+    log: log_of("grid")
+    benchmark: timing_of("grid")
+    group: together("tables")
     params:
         spec=spec("grid"),
         members=members(grid(f"{SAE}/scores.json")),
-    script: "../workflow/scripts/grid.py"
+    script: "../workflow/scripts/table.py"

@@ -5,152 +5,131 @@
 rule gradients_part:
     message: "gradients {wildcards.subject} layer {wildcards.ell}, eval, part {wildcards.part} of {wildcards.parts}"
     input:
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
-        tokens=f"{CORPUS}/tokens-eval.json",
-        token_store=ancient(f"{CORPUS}/tokens-eval.zarr"),
+        **MODEL,
+        **rows("eval"),
     output: temp(directory(f"{LAYER}/.gradients-eval.part-{{part}}-of-{{parts}}"))
-    log: "logs/{subject}/{corpus}/L{ell}/gradients-eval-part{part}of{parts}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/gradients-eval-part{part}of{parts}.tsv"
-    params: spec=spec("gradients")
+    log: log_of("gradients", PART)
+    benchmark: timing_of("gradients", PART)
+    params: spec=spec("gradients", "gradients")
     threads: THREADS
     resources: **compute("gradients")
-    script: "../workflow/scripts/gradients.py"
+    script: "../workflow/scripts/part.py"
 
 
 rule gradients:
     message: "gradients {wildcards.subject} layer {wildcards.ell}, eval"
     input:
-        subject="results/{subject}/subject.json",
+        subject=f"{SUBJECT}/subject.json",
         tokens=f"{CORPUS}/tokens-eval.json",
         parts=parts("gradients", "gradients-eval"),
     output:
         manifest=f"{LAYER}/gradients-eval.json",
         store=directory(f"{LAYER}/gradients-eval.zarr"),
-    log: "logs/{subject}/{corpus}/L{ell}/gradients-eval.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/gradients-eval.tsv"
-    params: spec=spec("gradients")
+    log: log_of("gradients")
+    benchmark: timing_of("gradients")
+    params: spec=spec("gradients", "gradients")
     resources: **request("gradients")
-    script: "../workflow/scripts/gather_gradients.py"
+    script: "../workflow/scripts/gather.py"
 
 
 rule probes_part:
     message: "probes {wildcards.subject} layer {wildcards.ell}, {wildcards.split}, part {wildcards.part} of {wildcards.parts}"
     input:
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
-        tokens=f"{CORPUS}/tokens-{{split}}.json",
-        token_store=ancient(f"{CORPUS}/tokens-{{split}}.zarr"),
+        **MODEL,
+        **rows("{split}"),
     output: temp(directory(f"{LAYER}/.probes-{{split}}.part-{{part}}-of-{{parts}}"))
-    log: "logs/{subject}/{corpus}/L{ell}/probes-{split}-part{part}of{parts}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/probes-{split}-part{part}of{parts}.tsv"
-    params: spec=spec("probes")
+    log: log_of("probes", PART)
+    benchmark: timing_of("probes", PART)
+    params: spec=spec("probes", "probes")
     threads: THREADS
     resources: **compute("probes")
-    script: "../workflow/scripts/probes.py"
+    script: "../workflow/scripts/part.py"
 
 
 rule probes:
     message: "probes {wildcards.subject} layer {wildcards.ell}, {wildcards.split}"
     input:
-        subject="results/{subject}/subject.json",
+        subject=f"{SUBJECT}/subject.json",
         tokens=f"{CORPUS}/tokens-{{split}}.json",
         parts=parts("probes", "probes-{split}"),
     output:
         manifest=f"{LAYER}/probes-{{split}}.json",
         store=directory(f"{LAYER}/probes-{{split}}.zarr"),
-    log: "logs/{subject}/{corpus}/L{ell}/probes-{split}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/probes-{split}.tsv"
-    params: spec=spec("probes")
+    log: log_of("probes")
+    benchmark: timing_of("probes")
+    params: spec=spec("probes", "probes")
     resources: **request("probes")
-    script: "../workflow/scripts/gather_probes.py"
+    script: "../workflow/scripts/gather.py"
 
 
 rule calibration:
     message: "calibration {wildcards.subject} layer {wildcards.ell}: synthetic errors"
     input:
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
-        tokens=f"{CORPUS}/tokens-eval.json",
-        token_store=ancient(f"{CORPUS}/tokens-eval.zarr"),
-        activations=f"{LAYER}/activations-eval.json",
-        store=ancient(f"{LAYER}/activations-eval.zarr"),
-        probes=f"{LAYER}/probes-eval.json",
-        probe_store=ancient(f"{LAYER}/probes-eval.zarr"),
+        **MODEL,
+        **rows("eval"),
+        **activations("eval"),
+        **probes("eval"),
     output:
         manifest=f"{LAYER}/calibration.json",
         table=f"{LAYER}/calibration.parquet",
-    log: "logs/{subject}/{corpus}/L{ell}/calibration.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/calibration.tsv"
-    params: spec=spec("calibration")
+    log: log_of("calibration")
+    benchmark: timing_of("calibration")
+    params: spec=spec("calibration", "calibration")
     threads: THREADS
     resources: **compute("calibration")
-    script: "../workflow/scripts/calibration.py"
+    script: "../workflow/scripts/evaluate.py"
 
 
 rule sensitivity:
     message: "sensitivity SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
-        activations=f"{LAYER}/activations-eval.json",
-        store=ancient(f"{LAYER}/activations-eval.zarr"),
+        **activations("eval"),
         gradients=f"{LAYER}/gradients-eval.json",
         gradient_store=ancient(f"{LAYER}/gradients-eval.zarr"),
-        probes=f"{LAYER}/probes-eval.json",
-        probe_store=ancient(f"{LAYER}/probes-eval.zarr"),
-        sae=f"{SAE}/sae.json",
-        cfg=ancient(f"{SAE}/cfg.json"),
-        weights=ancient(f"{SAE}/sae_weights.safetensors"),
+        **probes("eval"),
+        **TRAINED,
     output:
         manifest=f"{SAE}/sensitivity.json",
         table=f"{SAE}/sensitivity.parquet",
-    log: "logs/{subject}/{corpus}/L{ell}/sensitivity-{sae}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/sensitivity-{sae}.tsv"
+    log: log_of("sensitivity")
+    benchmark: timing_of("sensitivity")
     params: spec=spec("sensitivity")
     threads: THREADS
     resources: **compute("sensitivity")
-    script: "../workflow/scripts/sensitivity.py"
+    script: "../workflow/scripts/evaluate.py"
 
 
 rule attention:
     message: "attention SAE {wildcards.subject} layer {wildcards.ell} {wildcards.sae}"
     input:
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
-        tokens=f"{CORPUS}/tokens-eval.json",
-        token_store=ancient(f"{CORPUS}/tokens-eval.zarr"),
-        activations=f"{LAYER}/activations-eval.json",
-        store=ancient(f"{LAYER}/activations-eval.zarr"),
-        sae=f"{SAE}/sae.json",
-        cfg=ancient(f"{SAE}/cfg.json"),
-        weights=ancient(f"{SAE}/sae_weights.safetensors"),
+        **MODEL,
+        **rows("eval"),
+        **activations("eval"),
+        **TRAINED,
     output:
         manifest=f"{SAE}/attention.json",
         table=f"{SAE}/attention.parquet",
-    log: "logs/{subject}/{corpus}/L{ell}/attention-{sae}.log"
-    benchmark: "logs/{subject}/{corpus}/L{ell}/attention-{sae}.tsv"
-    params: spec=spec("attention")
+    log: log_of("attention")
+    benchmark: timing_of("attention")
+    params: spec=spec("attention", "attention")
     threads: THREADS
     resources: **compute("attention")
-    script: "../workflow/scripts/attention.py"
+    script: "../workflow/scripts/evaluate.py"
 
 
 rule leaderboard:
     message: "leaderboard of study {wildcards.study}"
     input:
-        grid="results/studies/{study}/grid.json",
-        table=ancient("results/studies/{study}/grid.csv"),
+        grid=f"{STUDY}/grid.json",
+        table=ancient(f"{STUDY}/grid.csv"),
     output:
-        manifest="results/studies/{study}/leaderboard.json",
-        table=report(
-            "results/studies/{study}/leaderboard.csv",
-            caption="../workflow/report/leaderboard_table.rst",
-            category="Sensitivity",
-            labels={"study": "{study}", "what": "leaderboard, table"},
-        ),
-    log: "logs/studies/{study}/leaderboard.log"
-    benchmark: "logs/studies/{study}/leaderboard.tsv"
-    params: spec=spec("leaderboard")
-    script: "../workflow/scripts/leaderboard.py"
+        manifest=f"{STUDY}/leaderboard.json",
+        table=table("leaderboard", "Sensitivity", "leaderboard, ", "leaderboard_table"),
+    log: log_of("leaderboard")
+    benchmark: timing_of("leaderboard")
+    group: together("tables")
+    params: spec=spec("leaderboard", "statistics")
+    script: "../workflow/scripts/table.py"
 
 
 rule calibration_table:
@@ -163,20 +142,16 @@ rule calibration_table:
         sensitivity=grid(f"{SAE}/sensitivity.json"),
         sensitivity_tables=ancient(grid(f"{SAE}/sensitivity.parquet")),
     output:
-        manifest="results/studies/{study}/calibration.json",
-        table=report(
-            "results/studies/{study}/calibration.csv",
-            caption="../workflow/report/calibration_table.rst",
-            category="Sensitivity",
-            labels={"study": "{study}", "what": "calibration, table"},
-        ),
-        points="results/studies/{study}/calibration_points.csv",
-    log: "logs/studies/{study}/calibration_table.log"
-    benchmark: "logs/studies/{study}/calibration_table.tsv"
+        manifest=f"{STUDY}/calibration.json",
+        table=table("calibration", "Sensitivity", "calibration, ", "calibration_table"),
+        points=f"{STUDY}/calibration_points.csv",
+    log: log_of("calibration_table")
+    benchmark: timing_of("calibration_table")
+    group: together("tables")
     params:
-        spec=spec("calibration_table"),
+        spec=spec("calibration_table", "statistics"),
         members=members(grid(f"{SAE}/sensitivity.json")),
-    script: "../workflow/scripts/calibration_table.py"
+    script: "../workflow/scripts/table.py"
 
 
 rule attention_table:
@@ -185,16 +160,12 @@ rule attention_table:
         manifests=grid(f"{SAE}/attention.json"),
         tables=ancient(grid(f"{SAE}/attention.parquet")),
     output:
-        manifest="results/studies/{study}/attention.json",
-        table=report(
-            "results/studies/{study}/attention.csv",
-            caption="../workflow/report/attention_table.rst",
-            category="Sensitivity",
-            labels={"study": "{study}", "what": "attention, table"},
-        ),
-    log: "logs/studies/{study}/attention_table.log"
-    benchmark: "logs/studies/{study}/attention_table.tsv"
+        manifest=f"{STUDY}/attention.json",
+        table=table("attention", "Sensitivity", "attention, ", "attention_table"),
+    log: log_of("attention_table")
+    benchmark: timing_of("attention_table")
+    group: together("tables")
     params:
-        spec=spec("attention_table"),
+        spec=spec("attention_table", "statistics"),
         members=members(grid(f"{SAE}/attention.json")),
-    script: "../workflow/scripts/attention_table.py"
+    script: "../workflow/scripts/table.py"

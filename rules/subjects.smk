@@ -4,16 +4,16 @@
 rule subject:
     message: "subject {wildcards.subject}: weights to safetensors"
     input:
-        lambda w: own_files("subjects", "subject", w),
+        own_files("subjects", "subject"),
     output:
-        manifest="results/{subject}/subject.json",
-        model=directory("results/{subject}/model"),
+        manifest=f"{SUBJECT}/subject.json",
+        model=directory(f"{SUBJECT}/model"),
     wildcard_constraints: subject=one_of(set(config["subjects"]) - set(SCRATCH))
-    log: "logs/{subject}/subject.log"
-    benchmark: "logs/{subject}/subject.tsv"
+    log: log_of("subject")
+    benchmark: timing_of("subject")
     params:
-        spec=spec("subject"),
-        members=lambda w: members(own_files("subjects", "subject", w)),
+        spec=spec("subject", "subjects"),
+        members=lambda w: members(own_files("subjects", "subject")(w)),
     threads: THREADS
     resources: **request("subject")
     script: "../workflow/scripts/subject.py"
@@ -22,31 +22,30 @@ rule subject:
 rule pretrain:
     message: "pretrain {wildcards.subject}"
     input:
-        lambda w: provenance.own_files(config["corpora"][config["pretrain"]["corpus"]]),
+        lambda w: blocks.own_files(config["corpora"][config["pretrain"]["corpus"]]),
     output:
-        manifest="results/{subject}/subject.json",
-        model=directory("results/{subject}/model"),
+        manifest=f"{SUBJECT}/subject.json",
+        model=directory(f"{SUBJECT}/model"),
     wildcard_constraints: subject=one_of(SCRATCH)
-    log: "logs/{subject}/pretrain.log"
-    benchmark: "logs/{subject}/pretrain.tsv"
-    params: spec=spec("pretrain")
+    log: log_of("pretrain")
+    benchmark: timing_of("pretrain")
+    params: spec=spec("pretrain", "subjects", "pretrain", "corpora")
     threads: THREADS
     resources: **compute("pretrain")
-    script: "../workflow/scripts/pretrain.py"
+    script: "../workflow/scripts/subject.py"
 
 
 rule tokens:
     message: "tokens {wildcards.corpus} for {wildcards.subject}, {wildcards.split}"
     input:
-        lambda w: own_files("corpora", "corpus", w),
-        subject="results/{subject}/subject.json",
-        model=ancient("results/{subject}/model"),
+        own_files("corpora", "corpus"),
+        **MODEL,
     output:
         manifest=f"{CORPUS}/tokens-{{split}}.json",
         store=directory(f"{CORPUS}/tokens-{{split}}.zarr"),
-    log: "logs/{subject}/{corpus}/tokens-{split}.log"
-    benchmark: "logs/{subject}/{corpus}/tokens-{split}.tsv"
-    params: spec=spec("tokens")
+    log: log_of("tokens")
+    benchmark: timing_of("tokens")
+    params: spec=spec("tokens", "corpora")
     threads: THREADS
     resources: **request("tokens")
-    script: "../workflow/scripts/tokens.py"
+    script: "../workflow/scripts/text.py"

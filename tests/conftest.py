@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -21,7 +22,15 @@ sys.dont_write_bytecode = False
 
 # files whose studies take minutes: first, so that no worker is left alone with one at the end,
 # and in an order in which nobody waits for the study that the first of them makes
-LONG = ["reruns", "crosslingual_study", "end_to_end", "studies", "bad_input"]
+LONG = [
+    "reruns",
+    "crosslingual_study",
+    "end_to_end",
+    "studies",
+    "bad_input",
+    "upgrade",
+    "extending",
+]
 
 
 def pytest_configure(config):
@@ -58,6 +67,15 @@ def finished(finished_once, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "copy"
     shutil.copytree(finished_once, folder, symlinks=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def built_wheel(tmp_path_factory):
+    """The wheel of this checkout, built with the build backend that is installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(folder), str(pipeline.ROOT)], check=True)
+    return next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="session")

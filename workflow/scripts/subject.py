@@ -1,9 +1,25 @@
-"""One language model as a folder of safetensors, from any source."""
+"""Language models, as folders of safetensors: from any source, or pretrained here."""
 
-from streamgauge import manifest, provenance, subjects
-from streamgauge.jobs import job
+from streamgauge.artifacts.job import run
+from streamgauge.models import pretraining, subjects
 
-with job(snakemake.log[0], snakemake.threads):
-    spec, out = snakemake.params.spec, snakemake.output
-    facts = subjects.prepare(provenance.settings(spec, "subject"), out.model)
-    manifest.write(out.manifest, spec, files=[out.model], facts=facts)
+
+def subject(job):
+    facts = subjects.prepare(job.settings("subject"), job.out.model)
+    job.write(["model"], facts=facts)
+
+
+def pretrain(job):
+    with job.working("manifest") as unfinished:
+        facts = pretraining.pretrain(
+            job.settings("subject"),
+            job.settings("pretrain"),
+            job.settings("corpus"),
+            job.out.model,
+            unfinished,
+            job.device,
+        )
+        job.write(["model"], facts=facts)
+
+
+run(snakemake, globals())

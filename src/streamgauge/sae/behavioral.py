@@ -1,7 +1,7 @@
 """The objective ``behavioral``: reconstruction measured by what the model makes of the error.
 
 An error e = x_hat - x of unscaled activations costs ½ eᵀGe nats, the second-order KL of the token
-(DEFINITIONS, "Sensitivity"), with G = UUᵀ sketched by the stored probes of the token
+(docs/definitions.md, "Sensitivity"), with G = UUᵀ sketched by the stored probes of the token
 (`row_metric`). Training reads activations and probes; no model is run.
 """
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from streamgauge.errors import StreamgaugeError
-from streamgauge.row_metric import RowMetric
+from streamgauge.base.errors import StreamgaugeError
+from streamgauge.numerics.row_metric import RowMetric
 from streamgauge.sae.objective import Euclidean, SquaredError, check_same
 from streamgauge.sae.runs import Settings
 from streamgauge.sae.start import Start, no_massive
 from streamgauge.sae.stream import Stream
-from streamgauge.stores import ProbeStore
+from streamgauge.stores.layer_stores import ProbeStore
 
 
 class InMetric(Euclidean):

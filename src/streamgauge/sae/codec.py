@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 
-from streamgauge.errors import StreamgaugeError
+from streamgauge.base.errors import StreamgaugeError
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streamgauge import metrics
-from streamgauge.errors import StreamgaugeError
-from streamgauge.hooks import check_layers
+from streamgauge.base.errors import StreamgaugeError
+from streamgauge.models.hooks import check_layers
+from streamgauge.numerics import metrics
 from streamgauge.sae.objective import Euclidean, SquaredError, check_same
 from streamgauge.sae.runs import Settings
 from streamgauge.sae.start import Start
 from streamgauge.sae.stream import Stream
-from streamgauge.stores import open_tokens
+from streamgauge.stores.layer_stores import open_tokens
 
 REFERENCE_TOKENS = 2_048  # of the sample whose divergence the loss is divided by
 # Logits of as many sequences as hold so many are in memory at once; at least one sequence.

@@ -2,7 +2,7 @@
 
 Three layouts are known by the file that holds the weights:
 
-- ``saelens``: ``cfg.json``, ``sae_weights.safetensors`` (see `io`);
+- ``saelens``: ``cfg.json``, ``sae_weights.safetensors`` (see `files`);
 - ``sparsify``: ``cfg.json``, ``sae.safetensors`` with ``encoder.weight`` (m, d), ``encoder.bias``,
   ``W_dec`` (m, d), ``b_dec``;
 - ``dictionary_learning``: ``config.json``, ``ae.safetensors`` with ``encoder.weight`` (m, d),
@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from streamgauge import json_file
-from streamgauge.errors import StreamgaugeError
-from streamgauge.progress import Progress
-from streamgauge.sae import io
+from streamgauge.base import json_file
+from streamgauge.base.errors import StreamgaugeError
+from streamgauge.base.progress import Progress
+from streamgauge.base.wording import shown
+from streamgauge.sae import files
 from streamgauge.sae.codec import SparseAutoencoder
-from streamgauge.wording import shown
 
 #: names of the residual stream after block N (of `resid_pre`: after block N - 1)
 _AFTER_BLOCK = re.compile(
@@ -67,7 +67,7 @@ def read(path: Path | str, format: str = "auto") -> tuple[SparseAutoencoder, dic
     sae, found = LAYOUTS[format][1](directory)
     known = {name: _text(found.get(name)) for name in ("model", "hook_name", "corpus")}
     length = found.get("context_length")
-    known["context_length"] = length if type(length) is int and 1 < length < io.LARGEST else None
+    known["context_length"] = length if type(length) is int and 1 < length < files.LARGEST else None
     return sae, {"format": format, "activation": sae.architecture, **known}
 
 
@@ -115,12 +115,13 @@ def convert(
     Args:
         block: one entry of ``imports`` in the configuration: ``path`` and ``format``.
         directory: where ``cfg.json`` and ``sae_weights.safetensors`` go.
-        activations: `stores.ActivationStore` of the evaluation split of the layer it is used at.
+        activations: `layer_stores.ActivationStore` of the evaluation split of the layer it is used
+            at.
         subject: the model it is used with; named in ``cfg.json`` where the SAE names none.
 
     Returns:
-        Facts for the manifest, as `cell.fit` gives them: ``d_model``, ``d_sae``, ``k`` (None where
-        latents have thresholds), ``seed`` 0, ``b_dec_init`` (the SAE's own ``b_dec``),
+        Facts for the manifest, as `from_store.fit` gives them: ``d_model``, ``d_sae``, ``k`` (None
+        where latents have thresholds), ``seed`` 0, ``b_dec_init`` (the SAE's own ``b_dec``),
         ``objective`` "imported"; ``source``, ``format``, ``activation``, ``trained_on`` (what
         `read` knows); ``mean_l0`` (latents a token, mean over the evaluation tokens) and
         ``control_k``, the sparsity of the untrained control: k, else the mean rounded, at least 1.
@@ -146,7 +147,7 @@ def convert(
         "context_size": known["context_length"],
         "objective": "imported",
     }
-    io.save(sae, directory, metadata)
+    files.save(sae, directory, metadata)
     return {
         "d_model": sae.d_model,
         "d_sae": sae.d_sae,
@@ -187,7 +188,7 @@ def _detect(directory: Path) -> str:
             where=str(directory),
             remedy="Say which is meant with format.",
         )
-    others = io.unsafe(directory)
+    others = files.unsafe(directory)
     raise StreamgaugeError(
         f"only {', '.join(others)}, which may be a pickle" if others else "no SAE weights there",
         where=str(directory),
@@ -198,7 +199,7 @@ def _detect(directory: Path) -> str:
 
 
 def _saelens(directory: Path):
-    sae, config = io.load(directory)
+    sae, config = files.load(directory)
     # before version 6 the metadata lay beside the rest
     metadata = config.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else config
@@ -216,19 +217,26 @@ def _sparsify(directory: Path):
     _only(config.get("activation", "topk"), ("topk",), "activation", path)
     for name in _SPARSIFY_EXTRAS:
         _only(config.get(name, False), (False,), name, path)
-    k = io.whole(config, "k", path)
+    k = files.whole(config, "k", path)
     weights = directory / "sae.safetensors"
-    tensors = io.read_tensors(weights, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
+    tensors = files.read_tensors(weights, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
     tensors["W_enc"] = _transposed(tensors.pop("encoder.weight"))
     tensors["b_enc"] = tensors.pop("encoder.bias")
-    sae = io.assemble(tensors, k, weights)
-    d_model = io.whole(config, "d_in", path)
+    sae = files.assemble("topk", {**tensors, "k": k}, weights)
+    d_model = files.whole(config, "d_in", path)
     # 0 latents: as many as the expansion factor gives
-    d_sae = config.get("num_latents") or d_model * io.whole(config, "expansion_factor", path)
-    io.check_sizes(sae, d_model, d_sae, directory)
+    d_sae = config.get("num_latents") or d_model * files.whole(config, "expansion_factor", path)
+    files.check_sizes(sae, d_model, d_sae, directory)
     # the folder is named for the hook point, and nothing else in it says which one
     hook_name = directory.name if directory.name.startswith("layers.") else None
     return sae, {"hook_name": hook_name}
+
+
+#: class of dictionary_learning's -> its architecture, and what it calls b_dec
+_CLASSES = {
+    "AutoEncoderTopK": ("topk", "b_dec"),
+    "AutoEncoder": ("standard", "bias"),
+}
 
 
 def _dictionary_learning(directory: Path):
@@ -237,27 +245,28 @@ def _dictionary_learning(directory: Path):
     config = json_file.read(path, remedy=remedy)
     trainer, buffer = (_mapping(config.get(name)) for name in ("trainer", "buffer"))
     kind = trainer.get("dict_class")
-    _only(kind, ("AutoEncoderTopK", "AutoEncoder"), "trainer.dict_class", path)
-    topk = kind == "AutoEncoderTopK"
-    k = io.whole(trainer, "k", path) if topk else None
-    weights, b_dec = directory / "ae.safetensors", "b_dec" if topk else "bias"
+    _only(kind, tuple(_CLASSES), "trainer.dict_class", path)
+    architecture, b_dec = _CLASSES[kind]
+    weights = directory / "ae.safetensors"
     names = ("encoder.weight", "encoder.bias", "decoder.weight", b_dec)
-    found = io.read_tensors(weights, names, optional=("k",))
-    if topk and "k" in found and found["k"].tolist() != k:
-        raise StreamgaugeError(
-            f"k is {k} in config.json and {shown(found['k'].tolist())} in the weights",
-            where=str(directory),
-            remedy="The two files belong to different SAEs; fetch them again.",
-        )
-    tensors = {
+    found = files.read_tensors(weights, names, optional=("k",))
+    parts = {
         "W_enc": _transposed(found["encoder.weight"]),
         "b_enc": found["encoder.bias"],
         "W_dec": _transposed(found["decoder.weight"]),
         "b_dec": found[b_dec],
     }
-    sae = io.assemble(tensors, k, weights)
-    d_model, d_sae = (io.whole(trainer, name, path) for name in ("activation_dim", "dict_size"))
-    io.check_sizes(sae, d_model, d_sae, directory)
+    if architecture == "topk":
+        parts["k"] = files.whole(trainer, "k", path)
+        if "k" in found and found["k"].tolist() != parts["k"]:
+            raise StreamgaugeError(
+                f"k is {parts['k']} in config.json and {shown(found['k'].tolist())} in the weights",
+                where=str(directory),
+                remedy="The two files belong to different SAEs; fetch them again.",
+            )
+    sae = files.assemble(architecture, parts, weights)
+    d_model, d_sae = (files.whole(trainer, name, path) for name in ("activation_dim", "dict_size"))
+    files.check_sizes(sae, d_model, d_sae, directory)
     return sae, {
         "model": trainer.get("lm_name"),
         "hook_name": trainer.get("submodule_name"),
@@ -267,7 +276,7 @@ def _dictionary_learning(directory: Path):
 
 #: format -> the file that holds its weights, and its reader
 LAYOUTS: dict[str, tuple[str, Callable[[Path], tuple[SparseAutoencoder, dict]]]] = {
-    "saelens": (io.WEIGHTS, _saelens),
+    "saelens": (files.WEIGHTS, _saelens),
     "sparsify": ("sae.safetensors", _sparsify),
     "dictionary_learning": ("ae.safetensors", _dictionary_learning),
 }

@@ -7,7 +7,7 @@ the plain squared error; `behavioral` and `e2e` hold the others.
 
 import torch
 
-from streamgauge.errors import StreamgaugeError
+from streamgauge.base.errors import StreamgaugeError
 from streamgauge.sae.runs import Settings
 from streamgauge.sae.start import Start
 from streamgauge.sae.stream import Stream

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamgauge.errors import StreamgaugeError
+from streamgauge.base.errors import StreamgaugeError
 from streamgauge.sae import topk
 from streamgauge.sae.start import Start
 from streamgauge.sae.stream import Stream

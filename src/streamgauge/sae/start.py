@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from streamgauge.errors import StreamgaugeError
+from streamgauge.base.errors import StreamgaugeError
+from streamgauge.numerics.token_sets import sink_threshold
 from streamgauge.sae.stream import Stream
-from streamgauge.spectra import SINK_FACTOR
 
 SAMPLE_TOKENS = 32_768  # as many as Gao et al. (2024) take
 
@@ -70,7 +70,7 @@ def measure(stream: Stream, b_dec_init: str) -> Start:
 
 def no_massive(norm: torch.Tensor) -> torch.Tensor:
     """Which tokens of a sample have a norm (n,) of at most 10 times the median."""
-    return norm <= SINK_FACTOR * norm.median()
+    return norm <= sink_threshold(norm.median())
 
 
 def geometric_median(x: torch.Tensor, steps: int = 100, tolerance: float = 1e-6) -> torch.Tensor:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from streamgauge.errors import StreamgaugeError
+from streamgauge.base.errors import StreamgaugeError
 
 
 class Stream:
@@ -24,14 +24,15 @@ class Stream:
     `probes` of 16 bits another 2 * d_model * n_probes.
 
     Args:
-        store: a `stores.ActivationStore`, or anything with its ``n_sequences``, ``n_positions``,
-            ``d_model``, ``chunk_sequences``, ``read(start, stop)`` and ``keep(start, stop)``.
+        store: a `layer_stores.ActivationStore`, or anything with its ``n_sequences``,
+            ``n_positions``, ``d_model``, ``chunk_sequences``, ``read(start, stop)`` and
+            ``keep(start, stop)``.
         batch_size: tokens a batch.
         seed: of the order.
         pool_tokens: tokens shuffled together in memory, float32; at least one chunk.
         exclude_sinks: leave out the tokens that ``store.keep`` does not keep.
-        probes: a `stores.ProbeStore` of the same tokens, whose probes come along; the order of
-            the tokens does not depend on it.
+        probes: a `layer_stores.ProbeStore` of the same tokens, whose probes come along; the order
+            of the tokens does not depend on it.
         scale: factor applied to every activation; may be set until batches are drawn.
         device: where the batches are put.
 

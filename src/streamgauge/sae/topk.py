@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from streamgauge.errors import StreamgaugeError
+from streamgauge.base.errors import StreamgaugeError
 from streamgauge.sae.codec import SparseAutoencoder
 
 

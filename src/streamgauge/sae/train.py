@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from streamgauge import checkpoints
-from streamgauge.progress import Progress
+from streamgauge.base.progress import Progress
 from streamgauge.sae import topk
 from streamgauge.sae.objective import Euclidean, SquaredError
 from streamgauge.sae.runs import COLUMNS, HISTORY_ROWS, Run, Settings, Trained, check, trained
 from streamgauge.sae.start import Start, measure, not_finite
 from streamgauge.sae.step import Step
 from streamgauge.sae.stream import Stream
+from streamgauge.stores import checkpoints
 
 __all__ = ["CHECKPOINT", "Run", "Settings", "Trained", "train"]
 
@@ -36,6 +36,7 @@ def train(
     device: str | torch.device = "cpu",
     data_seed: int = 0,
     checkpoint_seconds: float = 60.0,
+    stop_after: int | None = None,
     label: str = "train",
 ) -> list[Trained]:
     """Train SAEs on an activations store.
@@ -44,7 +45,7 @@ def train(
     checkpoint and ends with the same weights bit for bit (on the same machine).
 
     Args:
-        store: `stores.ActivationStore` of the training split.
+        store: `layer_stores.ActivationStore` of the training split.
         runs: the SAEs; they share batches, scale and b_dec.
         settings: how to train.
         scratch: directory for ``checkpoint.safetensors``; of no use once the results are stored.
@@ -53,6 +54,8 @@ def train(
         device: where to train.
         data_seed: of the order of the data.
         checkpoint_seconds: between checkpoints.
+        stop_after: steps after which to stop, with the schedule of the whole budget: the history
+            begins as that of the whole run. All of them when not given.
         label: for progress lines.
 
     Returns:
@@ -69,9 +72,9 @@ def train(
     device = torch.device(device)
     stream = objective.stream(store, settings, data_seed, device)
     if settings.trainer == "saelens":
-        from streamgauge.sae import saelens
+        from streamgauge.sae import saelens_trainer
 
-        return saelens.train(stream, runs, settings, label=label)
+        return saelens_trainer.train(stream, runs, settings, stop_after, label=label)
     path = Path(scratch) / CHECKPOINT
     identity = _identity(stream, runs, settings, objective)
     tensors = checkpoints.resume(path, identity)
@@ -94,7 +97,8 @@ def train(
             state |= {f"{number}.{name}": value for name, value in training.state().items()}
         checkpoints.save(path, state, identity)
 
-    total = max(training.steps for training in trainings)
+    budget = max(training.steps for training in trainings)
+    total = min(budget, stop_after or budget)
     done = max(training.step.done for training in trainings)
     progress = Progress(total * batch, "tokens", label, done=done * batch)
     saved = time.monotonic()
@@ -112,7 +116,7 @@ def train(
         progress.update(batch, loss=sum(t.loss for t in trainings) / len(trainings))
     for training in trainings:
         training.settle(stream)
-    if done < total:
+    if done < total == budget:
         save()
     progress.close()
     return [training.result(stream, objective.name) for training in trainings]

@@ -1,0 +1,3 @@
+"""Errors, progress, whole files. `FORMAT` goes up when bytes that this package writes change."""
+
+FORMAT = 1

@@ -1,0 +1,96 @@
+"""Files that are whole or not there: for any number of writers, any of which may be killed.
+
+A file is written under its own name in a hidden folder of this writer alone, beside its place, and
+renamed. Two writers of one file never meet, and a library that makes temporary files of its own
+makes them in that folder. A killed writer leaves its folder behind; whoever finishes the file next
+removes it. A live writer whose folder went that way, or together with all the work around it,
+writes again.
+"""
+
+import contextlib
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from streamgauge.base.errors import StreamgaugeError
+
+_HEX = "[0-9a-f]" * 32
+
+
+def replace(path: Path | str, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file, and only then let it appear as `path`, on disk and whole.
+
+    Args:
+        path: of the file; folders above it are made.
+        write: called with the path to write to, which has the same name; called again when
+            another process, having finished, removed the folder that path lies in.
+
+    Raises:
+        StreamgaugeError: it cannot be written; what lay at `path` stays.
+    """
+    path = Path(path)
+    try:
+        while not _written(path, write):
+            pass
+    except OSError as error:
+        raise StreamgaugeError(
+            f"cannot be written ({error})",
+            where=str(path),
+            remedy="Check free space and permissions; a second start continues the work.",
+        ) from error
+    remove_leftovers(path)
+
+
+def write_parquet(table, path: Path | str) -> None:
+    """Write a pandas DataFrame, without its index, as a Parquet file that is whole or not there.
+
+    Raises:
+        StreamgaugeError: it cannot be written; what lay at `path` stays.
+    """
+    replace(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def _written(path: Path, write: Callable[[Path], object]) -> bool:
+    """Write once; False when another process, having finished, removed our folder."""
+    with beside(path) as temporary:
+        try:
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except Exception:
+            if temporary.parent.exists():
+                raise
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A path of the same name in a new folder ``.{name}.{32 hex digits}.tmp`` beside `path`.
+
+    The folder and all that is left in it are removed at the end.
+    """
+    folder = _folder(path)
+    folder.mkdir(parents=True)
+    try:
+        yield folder / path.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the folders that other writers of `path` left beside it; call once it is whole."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.{_HEX}.tmp"):
+        taken = _folder(path)
+        # renamed first: to a writer that is alive after all, it is gone at once and altogether
+        with contextlib.suppress(OSError):
+            folder.rename(taken)
+            shutil.rmtree(taken)
+
+
+def _folder(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

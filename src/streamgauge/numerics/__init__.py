@@ -1,0 +1,1 @@
+"""Arrays in, numbers out: every formula once, NumPy or torch, without files and models."""

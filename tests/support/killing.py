@@ -1,0 +1,176 @@
+"""The pipeline's own scripts in processes of their own, to be killed with -9 and begun again."""
+
+import functools
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from snakemake.iocontainers import InputFiles, OutputFiles, Wildcards
+
+import pipeline
+import tiny_models
+from streamgauge.artifacts import keys
+from streamgauge.artifacts.stages import STAGES
+from streamgauge.planning import config
+from streamgauge.sae import train
+from streamgauge.stores import shards
+
+# a server with the imports done starts a process in a moment
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["killing", "transformers.models.llama.modeling_llama", "streamgauge.passes.gather", "pandas"]
+)
+
+ROWS, POSITIONS, TOKENS_PER_SHARD = 480, 64, 512
+N_SHARDS = ROWS * POSITIONS // TOKENS_PER_SHARD
+CHECKPOINT_SECONDS = 0.02
+LAYER = "results/tiny/prose/L01"
+TOKENS = "results/tiny/prose/tokens-train"
+WHERE = {"subject": "tiny", "corpus": "prose", "ell": "01"}
+ROW = {"subject": "tiny", "corpus": "prose", "split": "train"}
+SUBJECT = {"subject": "results/tiny/subject.json", "model": "results/tiny/model"}
+SOURCE = {**SUBJECT, "tokens": f"{TOKENS}.json", "token_store": f"{TOKENS}.zarr"}
+STUDY = {
+    **pipeline.STUDY,
+    "corpora": {
+        "prose": {
+            **pipeline.STUDY["corpora"]["prose"],
+            "context_length": POSITIONS,
+            "train_sequences": ROWS,
+        }
+    },
+    "harvest": {"batch_size": 2},
+    "probes": {"count": 2, "batch_size": 8},
+}
+
+
+def create(folder: Path) -> Path:
+    """A folder with the model and the tokens of a study; its other artifacts are yet to be made."""
+    tiny_models.tiny_llama(folder / "model")
+    pipeline.prose(folder / "prose.txt", 3000)
+    outputs = {"manifest": SUBJECT["subject"], "model": SUBJECT["model"]}
+    finish(folder, job("subject", {}, outputs, {"subject": "tiny"}))
+    outputs = {"manifest": SOURCE["tokens"], "store": SOURCE["token_store"]}
+    finish(folder, job("tokens", SUBJECT, outputs, ROW))
+    return folder
+
+
+def job(stage, inputs, outputs, wildcards) -> dict:
+    """What Snakemake would hand to a script."""
+    return {
+        "stage": stage,
+        "script": "part.py" if "part" in wildcards else STAGES[stage].script,
+        "input": inputs,
+        "output": outputs,
+        "wildcards": wildcards,
+    }
+
+
+def part(stage, store, i, n) -> dict:
+    """The job that writes part `i` of `n` of a store."""
+    receipt = {"receipt": f"{LAYER}/.{store}-train.part-{i}-of-{n}"}
+    numbered = {**WHERE, "split": "train", "part": str(i), "parts": str(n)}
+    return job(stage, SOURCE, receipt, numbered)
+
+
+def gather(stage, store, n) -> dict:
+    """The job that gathers the `n` parts of a store."""
+    receipts = [part(stage, store, i, n)["output"]["receipt"] for i in range(n)]
+    outputs = {"manifest": f"{LAYER}/{store}-train.json", "store": f"{LAYER}/{store}-train.zarr"}
+    at = {**WHERE, "split": "train"}
+    return job(stage, {**SOURCE, "parts": receipts}, outputs, at)
+
+
+def training(objective, tokens) -> dict:
+    """The job that trains an SAE for an objective."""
+    name = f"topk-x4-k4-t{tokens}-{objective}-seed0"
+    inputs = {"activations": f"{LAYER}/activations-train.json"}
+    inputs |= {"store": f"{LAYER}/activations-train.zarr"}
+    inputs |= {"probes": f"{LAYER}/probes-train.json"}
+    inputs |= {"probe_store": f"{LAYER}/probes-train.zarr"}
+    files = {"manifest": "sae.json", "cfg": "cfg.json", "weights": "sae_weights.safetensors"}
+    files |= {"history": "training.csv"}
+    outputs = {key: f"{LAYER}/sae/{name}/{file}" for key, file in files.items()}
+    stage = "train_sae" if objective == "mse" else f"train_{objective}"
+    return job(stage, SOURCE | inputs, outputs, {**WHERE, "sae": name})
+
+
+def start(folder: Path, job: dict):
+    """Start a job in a process of its own."""
+    at = {name: value for name, value in job["wildcards"].items() if name not in ("part", "parts")}
+    spec = _spec(job["stage"], tuple(at.items()))
+    process = PROCESSES.Process(target=_run, args=(folder, job, spec))
+    process.start()
+    return process
+
+
+def finish(folder: Path, job: dict) -> None:
+    """Run a job to its end, undisturbed."""
+    process = start(folder, job)
+    process.join()
+    assert process.exitcode == 0, (folder / "log.txt").read_text()[-2000:]
+
+
+def kill(folder: Path, job: dict, progress, rng, step: int, seconds: float) -> list[int]:
+    """Kill a job at random moments and begin it again, until it ends before its moment comes.
+
+    Args:
+        progress: called for what is done and cannot be lost.
+        rng: draws the moments: after up to `step` more of it, and up to `seconds` more.
+
+    Returns:
+        What was done at each of the kills.
+    """
+    kills = []
+    while True:
+        goal, pause = progress() + rng.integers(step + 1), rng.uniform(0, seconds)
+        process = start(folder, job)
+        while process.is_alive() and progress() < goal:
+            time.sleep(0.001)
+        process.join(pause)
+        process.kill()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            assert process.exitcode == 0, (folder / "log.txt").read_text()[-2000:]
+            return kills
+        kills.append(progress())
+
+
+def remove_outputs(folder: Path, job: dict) -> None:
+    """What Snakemake does after a job that failed."""
+    for path in job["output"].values():
+        shutil.rmtree(folder / path, ignore_errors=True)
+        (folder / path).unlink(missing_ok=True)
+
+
+@functools.cache
+def _spec(stage: str, wildcards: tuple) -> str:
+    overlaid = config.load([pipeline.ROOT / "config.yaml"])
+    for name, value in STUDY.items():
+        overlaid[name] = overlaid[name] | value if isinstance(value, dict) else value
+    return keys.spec(pipeline.ROOT, config.validate(overlaid), stage, dict(wildcards))
+
+
+def _run(folder: Path, job: dict, spec: str) -> None:
+    os.chdir(folder)
+    for path in job["output"].values():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    snakemake = SimpleNamespace(
+        input=InputFiles(fromdict=job["input"]),
+        output=OutputFiles(fromdict=job["output"]),
+        wildcards=Wildcards(fromdict=job["wildcards"]),
+        params=SimpleNamespace(spec=spec),
+        resources=SimpleNamespace(device="cpu"),
+        log=["log.txt"],
+        threads=1,
+    )
+    # small shards and frequent checkpoints: much to resume in little time
+    shards.TOKENS_PER_SHARD, shards.TOKENS_PER_CHUNK = TOKENS_PER_SHARD, TOKENS_PER_SHARD // 2
+    train.train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    script = pipeline.ROOT / "workflow/scripts" / job["script"]
+    runpy.run_path(str(script), {"snakemake": snakemake})

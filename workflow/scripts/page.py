@@ -1,0 +1,46 @@
+"""What was found, as pages a person reads."""
+
+import pandas as pd
+
+from streamgauge.artifacts.job import run
+from streamgauge.crosslingual import tables as suite
+from streamgauge.report import findings_page, verdict_page
+from streamgauge.studies import audit_report, leaderboard
+from streamgauge.studies import verdicts as hypotheses
+
+
+def audit(job):
+    facts = audit_report.judge(
+        pd.read_parquet(job.source.table),
+        pd.read_parquet(job.source.baseline_table),
+        **job.settings("statistics"),
+    )
+    page = audit_report.page(job.at.sae, job.facts("sae"), job.facts("scores"), facts)
+    job.text("page", page)
+    job.write(["page"], ["sae", "per_sequence", "baseline", "scores"], facts)
+
+
+def verdicts(job):
+    drawn = job.settings("statistics")
+    compared = job.facts("comparisons")
+    facts = hypotheses.adjudicate(
+        pd.read_csv(job.source.deltas),
+        pd.read_csv(job.source.budgets),
+        leaderboard.advantage(pd.read_csv(job.source.grid_table), **drawn),
+        pd.read_csv(job.source.critics_table),
+        refused=compared["refused"],
+        missing=compared["missing"],
+        **job.settings("verdicts"),
+        **drawn,
+    )
+    job.text("page", verdict_page.page(facts, job.at.study))
+    job.write(["page"], ["comparisons", "grid", "critics"], facts)
+
+
+def crosslingual_page(job):
+    tables = suite.read(dict(job.source.items()))
+    job.text("page", findings_page.page(job.facts("manifest"), tables, job.at.study))
+    job.write(["page"], ["manifest"])
+
+
+run(snakemake, globals())
