@@ -16,6 +16,8 @@ from streamgauge.numerics.arrays import NUMPY, TORCH, either, float64
 
 #: Keeps the relative error of an all-zero activation finite, as the source defines it.
 RELATIVE_ERROR_EPS = 1e-10
+#: What `divergence` gives, in its order, as tables name it.
+DIVERGENCES = ("kl", "js")
 
 
 # --- token by token -----------------------------------------------------------------------------

@@ -22,8 +22,6 @@ from streamgauge.numerics import metrics
 from streamgauge.numerics.arrays import float64
 from streamgauge.passes.evaluate import TOKENS_AT_ONCE, Codec
 
-DIVERGENCES = ("kl", "js")
-
 
 class _Seen(Exception):
     """Leaves a forward pass after the last attention: nobody needs the logits."""
@@ -100,7 +98,7 @@ def _sums(subject, ids, layer: int, codecs, start: int) -> dict[int, np.ndarray]
     model, n_layers = subject.model, subject.n_layers
     n_heads = model.config.get_text_config().num_attention_heads
     shape = (len(ids), len(codecs))
-    found = {low: np.zeros((*shape, n_heads, len(DIVERGENCES))) for low in range(layer + 1)}
+    found = {low: np.zeros((*shape, n_heads, len(metrics.DIVERGENCES))) for low in range(layer + 1)}
     if layer == n_layers - 1:
         return found
     clean = subject.residuals(ids, [layer])[layer]
@@ -165,7 +163,9 @@ def _rows(sums, layer, names, start, n_rows) -> pd.DataFrame:
         sequence, codec, head = (index.ravel() for index in np.indices(values.shape[:3]))
         columns = {"sequence": start + sequence, "codec": codec, "layer": at, "head": head}
         columns |= {"n_rows": n_rows}
-        columns |= {f"{key}_sum_nats": values[..., i].ravel() for i, key in enumerate(DIVERGENCES)}
+        columns |= {
+            f"{key}_sum_nats": values[..., i].ravel() for i, key in enumerate(metrics.DIVERGENCES)
+        }
         frames.append(pd.DataFrame(columns))
     made = pd.concat(frames).sort_values(["sequence", "codec", "layer", "head"], ignore_index=True)
     made = made.astype(dict.fromkeys(["sequence", "layer", "head", "n_rows"], np.int32))

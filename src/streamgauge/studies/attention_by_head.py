@@ -5,9 +5,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from streamgauge.base.paths import cell_of
-from streamgauge.numerics import inference
-
-DIVERGENCES = ("kl", "js")
+from streamgauge.numerics import inference, metrics
 
 
 def table(
@@ -37,7 +35,7 @@ def table(
         n_rows = weights @ wide.n_rows.to_numpy(float)
         made = wide.n_rows.sum().rename("n_rows").reset_index()
         made.insert(0, "codec", str(codec))
-        for name in DIVERGENCES:
+        for name in metrics.DIVERGENCES:
             values = weights @ wide[f"{name}_sum_nats"].to_numpy(float) / n_rows
             made[[f"{name}_nats", f"{name}_low", f"{name}_high"]] = [
                 inference.percentile_interval(column[0], column[1:], n, confidence)
