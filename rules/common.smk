@@ -27,7 +27,7 @@ if re.search(ODD, sys.executable):
 
 from streamgauge.artifacts import blocks, keys, verify
 from streamgauge.artifacts.figures import FIGURES as DRAWN
-from streamgauge.artifacts.stages import STAGES
+from streamgauge.artifacts.stages import CROSS_TABLES, STAGES
 from streamgauge.base import paths, project, yaml_file
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.paths import (
@@ -95,10 +95,6 @@ if not workflow.modifier.is_main_snakefile():  # Snakemake calls no handler of a
     workflow._onstart = both
 
 ARD_BASIS = BASIS.replace("{k_sub}", f"{config['ard']['k_sub']}")
-CROSS_TABLES = [
-    *("heads", "layers", "similarity", "separation", "updates"),
-    *("bridge", "bridge_spectra", "patching", "ard"),
-]
 HEADINGS = {drawn.category: [] for drawn in DRAWN.values()}  # of the report: their figures
 for name, drawn in DRAWN.items():
     HEADINGS[drawn.category].append(name)

@@ -17,6 +17,7 @@ from streamgauge.artifacts import adopt, keys, manifest
 from streamgauge.artifacts.adopt import Rule, Sample
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.artifacts.worker import Worker
+from streamgauge.base import sealed
 from streamgauge.planning import config
 from streamgauge.stores.zarr_store import Store
 
@@ -171,7 +172,7 @@ def test_the_shards_are_the_first_and_one_that_the_digest_draws(made, results):
     drawn = set()
     for digest in "abcdef":
         found = record | {"files": record["files"] | dict.fromkeys(shards, ""), "digest": digest}
-        path.write_text(json.dumps(found))
+        path.write_text(sealed.text(found))
         sample = adopt.choose(path, CONFIG, whole=False)
         assert sample == adopt.choose(path, CONFIG, whole=False)
         assert sample.shards[0] == (0, 1000) and len(sample.shards) == 2
@@ -248,6 +249,8 @@ def test_another_beginning_of_a_training_is_found(results, worker, file, old, ne
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
+    if path.name == "sae.json":
+        path.write_text(sealed.text(json.loads(path.read_text())))
     write_again("training")
     (found,) = sampled("training", worker)
     assert found.startswith(reason)
@@ -257,7 +260,7 @@ def test_other_inputs_are_found(results, worker):
     path = Path(RULES["table"].output["manifest"])
     record = manifest.read(path)
     record["inputs"].popitem()
-    path.write_text(json.dumps(record))
+    path.write_text(sealed.text(record))
     assert "made from other artifacts" in sampled("table", worker)[0]
 
 
@@ -274,7 +277,7 @@ def test_a_manifest_changes_its_spec_and_nothing_else(results):
     os.chmod(path, 0o640)
     spec = json.dumps(before["spec"] | {"code": {"m": "1"}})
     manifest.replace(path, manifest.under(path, spec))
-    assert manifest.read(path) == before | {"spec": json.loads(spec)}
+    assert manifest.read(path) == sealed.sealed(before | {"spec": json.loads(spec)})
     assert (path.stat().st_mtime_ns, path.stat().st_mode & 0o777) == (time, 0o640)
     assert manifest.problems(path) == []
 
@@ -323,6 +326,7 @@ def test_a_script_ends_with_whoever_started_it(tmp_path):
 import sys
 from pathlib import Path
 from streamgauge.artifacts.worker import Worker
+from streamgauge.base import sealed
 job = dict.fromkeys(("input", "output", "wildcards", "params", "resources"), {}) | {"threads": 1}
 Worker().run(sys.argv[1], job, Path(sys.argv[2]))
 """

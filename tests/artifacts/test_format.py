@@ -21,7 +21,7 @@ from streamgauge.stores import basis_store, checkpoints, layer_stores
 GOLDEN = {
     ("stores", 1): "7bd891d910f3f453",
     ("base", 1): "980c0c833bf5f58d",
-    ("artifacts", 1): "cc89943ee6bd8853",
+    ("artifacts", 2): "38d08cfeb4862a39",
 }
 SIZES = {"n_sequences": 6, "n_positions": 8, "d_model": 4, "layer": 1}
 HOOK = {"hook_name": "blocks.1.hook_resid_post", "dtype": "float16"}

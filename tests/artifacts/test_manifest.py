@@ -78,9 +78,45 @@ def test_damage_is_named(artifact, damage, said):
     assert any(said in problem for problem in manifest.problems(artifact))
 
 
-def test_a_fact_changed_by_hand_is_found(artifact):
-    artifact.write_text(artifact.read_text().replace('"n": 3', '"n": 4'))
-    assert any("edited by hand" in problem for problem in manifest.problems(artifact))
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"n": 3', '"n": 4'),
+        ('"n": 3', '"n": 3, "n": 3'),
+        ('"stage": "s"', '"stage": "t"'),
+        ("../in.json", "../on.json"),
+        ("}\n", "}\n\n"),
+        ('"files": {', '"files":  {'),
+        ("x.csv", "y.csv"),
+    ],
+)
+def test_a_manifest_changed_by_hand_is_found(artifact, old, new):
+    """Whatever it says after that, it is not what was written."""
+    text = artifact.read_text()
+    assert old in text
+    artifact.write_text(text.replace(old, new, 1))
+    with pytest.raises(StreamgaugeError, match="edited by hand or damaged"):
+        manifest.read(artifact)
+
+
+def test_every_bit_of_a_manifest_counts(artifact):
+    data = artifact.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        artifact.write_bytes(flipped)
+        with pytest.raises(StreamgaugeError):
+            manifest.read(artifact)
+
+
+def test_a_manifest_of_an_earlier_version_is_read(artifact):
+    """It has no seal; its text is still what its values are written as."""
+    record = {key: value for key, value in manifest.read(artifact).items() if key in manifest.KEYS}
+    artifact.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    assert manifest.read(artifact) == record and manifest.problems(artifact) == []
+    artifact.write_text(artifact.read_text() + " ")
+    with pytest.raises(StreamgaugeError):
+        manifest.read(artifact)
 
 
 def test_an_input_made_anew_is_found(artifact):

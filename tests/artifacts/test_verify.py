@@ -5,7 +5,7 @@ import re
 import pytest
 
 import pipeline
-from streamgauge.artifacts import verify
+from streamgauge.artifacts import catalogue, verify
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.base import paths
 from streamgauge.planning import config
@@ -22,9 +22,9 @@ def test_what_bears_a_manifests_path_and_is_none_is_damaged(tmp_path, monkeypatc
     path = tmp_path / STAGES[stage].path.format(**NAMES)
     path.parent.mkdir(parents=True)
     path.write_text("{")
-    assert list(verify.find("results")) == [path.relative_to(tmp_path)]
-    found, _ = verify.check(path, pipeline.ROOT, {})
-    assert len(found) == 1 and "not JSON" in found[0]
+    assert list(catalogue.find("results")) == [path.relative_to(tmp_path)]
+    (found,) = verify.check(path, pipeline.ROOT, {}).damaged
+    assert "not JSON" in found
 
 
 def test_every_wildcard_of_the_registry_has_a_constraint():

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from streamgauge.artifacts import contents, keys, manifest, verify
 from streamgauge.cli import main
-from streamgauge.planning import config
+from streamgauge.planning import config, replacing
 from streamgauge.stores import layer_stores
 from streamgauge.studies import score_card
 
@@ -148,6 +148,8 @@ def made(tmp_path_factory):
         [study / "grid.csv"],
         [sae / "scores.json"],
     )
+    valid = config.validate(config.load([project / "config.yaml"]))
+    replacing.leave_record(valid, ["results/studies/demo/grid.json"], project)
     return project
 
 
@@ -251,7 +253,7 @@ DAMAGES = {
     "hand-edited spec": (
         lambda: edit(Path(f"{STORE}.json"), '"dtype": "auto"', '"dtype": "float16"'),
         f"{STORE}.json",
-        'harvest.dtype was "float16" and is "auto"',
+        "edited by hand or damaged",
     ),
     "truncated manifest": (
         lambda: Path(f"{STORE}.json").write_text(Path(f"{STORE}.json").read_text()[:100]),
@@ -278,17 +280,27 @@ DAMAGES = {
     "no manifest": (
         lambda: Path(f"{STORE}.json").unlink(),
         f"{STORE}.json",
-        "activations-train.zarr has no manifest",
+        "has no manifest: unfinished, or it was deleted",
     ),
     "input gone": (
         lambda: Path("results/smollm2-135m/subject.json").unlink(),
-        "results/smollm2-135m/python-docs/tokens-train.json",
-        "its input ../subject.json is missing",
+        "results/smollm2-135m/subject.json",
+        "has no manifest",
     ),
-    "input made anew": (
+    "hand-edited digest": (
         lambda: edit(Path("results/smollm2-135m/subject.json"), '"digest": "', '"digest": "f'),
-        "results/smollm2-135m/python-docs/tokens-train.json",
-        "../subject.json has been made anew since",
+        "results/smollm2-135m/subject.json",
+        "edited by hand",
+    ),
+    "a record's settings": (
+        lambda: edit(Path("results/studies/demo/study.json"), '"study": "demo"', '"study": "omed"'),
+        "results/studies/demo/study.json",
+        "edited by hand",
+    ),
+    "no record": (
+        lambda: Path("results/studies/demo/study.json").unlink(),
+        "results/studies/demo/study.json",
+        "is missing",
     ),
 }
 
@@ -301,8 +313,32 @@ def test_damage_is_found_named_and_has_a_remedy(project, run, name):
     assert status == 1
     lines = [line for line in out.splitlines() if line.startswith(artifact + ": ")]
     assert any(says in line for line in lines), out
-    assert all(f"rm -f {artifact} && snakemake {artifact}" in line for line in lines)
-    assert "problem" in out.splitlines()[-1]
+    made = "" if artifact.endswith("study.json") else f" {artifact}"
+    assert all(f"rm -f {artifact} && snakemake{made}" in line for line in lines)
+    # nothing healthy is accused: one problem, of one artifact
+    assert out.splitlines()[-1].endswith(": 1 problem") or name in ("config", "code")
+
+
+def test_what_was_made_from_another_input_is_made_again_as_a_set(project, run):
+    """The tokens were made anew: the activations are not of these, nor is what came of them."""
+    tokens, layer = (
+        Path("results/smollm2-135m/python-docs/tokens-train.json"),
+        Path(f"{STORE}.json"),
+    )
+    before = manifest.read(tokens)
+    files = [tokens.with_suffix(".zarr")]
+    manifest.write(
+        tokens, json.dumps(before["spec"]), files, [tokens.parents[1] / "subject.json"], {"n": 1}
+    )
+    status, out, _ = run("verify")
+    assert status == 1
+    assert f"{layer}: {tokens} has been made anew since" in out
+    assert f"{SAE_FOLDER}/sae.json: was made from {layer}, which has to be made again" in out
+    (remedy,) = [line for line in out.splitlines() if line.startswith("Remedy for")]
+    again = [f"{SAE_FOLDER}/{name}.json" for name in ("per_sequence", "sae", "scores")]
+    again = [str(layer), *again, "results/studies/demo/grid.json"]
+    command = f"rm -f {' '.join(again)} && snakemake {' '.join(again)}"
+    assert remedy.endswith(command), (remedy, command)
 
 
 def test_comments_and_touches_are_no_mismatch(project, run):

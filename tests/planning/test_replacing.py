@@ -9,8 +9,9 @@ import yaml
 
 from pipeline import ROOT, STUDY
 from small_study import study
-from streamgauge.artifacts import manifest, verify
+from streamgauge.artifacts import catalogue, manifest, verify
 from streamgauge.artifacts.stages import STAGES
+from streamgauge.base import sealed
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.paths import CORPUS, LAYER, SAE, SUBJECT
 from streamgauge.planning import cells, config, replacing
@@ -89,8 +90,8 @@ def test_what_earlier_runs_asked_for_stays_while_the_study_asks_for_it(tmp_path)
 
 def test_a_record_is_no_artifact(first):
     own = first / "results/studies/tiny/study.json"
-    assert set(verify.find(first / "results")) == {first / path for path in paths(study(STUDY))}
-    assert verify.owner(own) is None
+    assert set(catalogue.find(first / "results")) == {first / path for path in paths(study(STUDY))}
+    assert catalogue.owner(own) is None
     with pytest.raises(StreamgaugeError, match="no artifact"):
         verify.verify([own], ROOT, study(STUDY), say=print)
 
@@ -252,7 +253,7 @@ def test_a_record_of_another_version_is_compared_as_it_stands(first):
     record = json.loads((first / "results/studies/tiny/study.json").read_text())
     record["config"]["sae"]["momentum"] = 0.9
     record["config"]["novelty"] = {"a": 1}
-    others, said = read(first, json.dumps(record))
+    others, said = read(first, sealed.text(record))
     assert len(said) == 1 and "study.json is of another version" in said[0]
     replacing.check(other(sae={**SMALLER, "recipe": "small"}), others, first)
     with pytest.raises(StreamgaugeError, match="another study uses it"):

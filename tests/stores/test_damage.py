@@ -213,7 +213,7 @@ def test_damage_is_found_before_it_is_used(made, reader, store, array):
             file.write_bytes(whole)
         text = str(caught.value)
         assert re.match(rf"{final}: shard {shard} of array '{array}' is (missing|damaged)", text)
-        assert "\n" not in text and f"Delete {final.with_suffix('.json')} and the store" in text
+        assert "\n" not in text and "It has no manifest: make it again" in text
 
 
 @pytest.mark.parametrize("store, array", [("tokens-train", "tokens"), ("probes", "shift")])

@@ -1,3 +1,3 @@
 """Stages, keys, manifests. `FORMAT` goes up whenever bytes that this package writes change."""
 
-FORMAT = 1
+FORMAT = 2

@@ -1,11 +1,11 @@
 """What a script of the workflow has: the files of its rule, its settings, its manifest to write."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamgauge.artifacts import keys, manifest
+from streamgauge.artifacts import inputs, keys, manifest
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.base import job_log
 from streamgauge.stores import receipts, unfinished
@@ -24,6 +24,8 @@ class Names(dict):
 class Job:
     """One job: plain values, so that it can be run without Snakemake too.
 
+    Its inputs are those that their manifests describe, or it is not begun, see `inputs.check`.
+
     Attributes:
         source, out: the rule's named inputs and outputs.
         at: the wildcards.
@@ -40,6 +42,7 @@ class Job:
         self.stage = keys.stage(self.spec)
         self.device = getattr(snakemake.resources, "device", "cpu")
         self.sample = sample
+        self._seen = inputs.check(_flat(self.source), getattr(snakemake, "threads", 1))
 
     def settings(self, block: str) -> Any:
         """The block of the configuration named `block`, as the key holds it.
@@ -85,6 +88,7 @@ class Job:
             made_from: names of the inputs that are manifests.
             facts: see `manifest.write`.
         """
+        inputs.unchanged(self._seen)
         made = [getattr(self.out, name) for name in files]
         manifest.write(self.out.manifest, self.spec, made, self._paths(made_from), facts)
 
@@ -97,8 +101,12 @@ class Job:
         return rows[:batch_size] if self.sample else rows
 
     def _paths(self, names: Sequence[str]) -> list[str]:
-        found = [getattr(self.source, name) for name in names]
-        return [path for item in found for path in ([item] if isinstance(item, str) else item)]
+        return _flat(getattr(self.source, name) for name in names)
+
+
+def _flat(items: Iterable) -> list[str]:
+    """Paths, and lists of them, one after another."""
+    return [path for item in items for path in ([item] if isinstance(item, str) else item)]
 
 
 @contextlib.contextmanager
@@ -121,6 +129,6 @@ def run(snakemake, functions: Mapping[str, Callable[[Job], None]]) -> None:
         snakemake: what Snakemake gives a script.
         functions: of the script, by name.
     """
-    job = Job(snakemake, getattr(snakemake.params, "sample", None))
     with job_log.job(snakemake.log[0], snakemake.threads):
+        job = Job(snakemake, getattr(snakemake.params, "sample", None))
         functions[STAGES[job.stage].function or job.stage](job)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamgauge.artifacts import contents, manifest, verify
+from streamgauge.artifacts import catalogue, contents, manifest, verify
 from streamgauge.artifacts.figures import FIGURES, drawer
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.base.errors import StreamgaugeError
@@ -36,7 +36,7 @@ def describe(path: str | Path, root: Path | None = None, config: Mapping | str =
     path = Path(path)
     if not path.exists():
         raise StreamgaugeError("does not exist", where=str(path), remedy=_near(path))
-    own = verify.owner(path)
+    own = catalogue.owner(path)
     if path.is_dir() and own is None:
         return "\n".join([str(path), *_folder(path, root, config)])
     lines = [str(path)]
@@ -64,7 +64,7 @@ def _what(stage: str) -> str:
 def _known(own: Path) -> bool:
     """Whether the manifest can be read, so that there is more to say than what is wrong."""
     try:
-        return bool(verify.read(own))
+        return bool(catalogue.read(own))
     except StreamgaugeError:
         return False
 
@@ -72,7 +72,7 @@ def _known(own: Path) -> bool:
 # --- what and from what -------------------------------------------------------------------------
 def _provenance(own: Path, root: Path | None, config: Mapping | str) -> Iterator[str]:
     try:
-        record = verify.read(own)
+        record = catalogue.read(own)
     except StreamgaugeError as error:
         yield contents.line("state", f"{own.name}: {error.problem}. {error.remedy or ''}")
         return
@@ -88,7 +88,7 @@ def _provenance(own: Path, root: Path | None, config: Mapping | str) -> Iterator
         "code", f"{', '.join(scripts)} and {len(spec['code']) - len(scripts)} modules"
     )
     if record["files"]:
-        size = bytes_in_words(verify.size(own))
+        size = bytes_in_words(catalogue.size(own))
         yield contents.line("files", f"{len(record['files'])}, {size}")
     yield contents.line("digest", str(record["digest"])[:16])
     yield from (contents.line("state", text) for text in _state(own, root, config))
@@ -102,12 +102,12 @@ def _provenance(own: Path, root: Path | None, config: Mapping | str) -> Iterator
 
 def _state(own: Path, root: Path | None, config: Mapping | str) -> Iterator[str]:
     """Stale or not, in sentences."""
-    large = verify.size(own) > HASHED_BYTES
+    large = catalogue.size(own) > HASHED_BYTES
     found = []
     if isinstance(config, str) or root is None:
         yield f"spec not compared: {config or 'no checkout'}"
     else:
-        stale = verify.differences(verify.read(own)["spec"], root, config)
+        stale = verify.differences(catalogue.read(own)["spec"], root, config)
         if stale is None:
             yield verify.UNDESCRIBED
         found += stale or []
@@ -129,7 +129,7 @@ def _folder(path: Path, root: Path | None, config: Mapping | str) -> Iterator[st
     if (path / "config.json").is_file():
         yield from contents.model(path)
         return
-    found = list(verify.find(path))
+    found = list(catalogue.find(path))
     if not found:
         raise StreamgaugeError(
             "holds no artifact", where=str(path), remedy="Give a folder of results."
@@ -137,7 +137,7 @@ def _folder(path: Path, root: Path | None, config: Mapping | str) -> Iterator[st
     yield f"{len(found)} artifacts (files are not read here: streamgauge verify {path})"
     for own in found:
         try:
-            spec = verify.read(own)["spec"]
+            spec = catalogue.read(own)["spec"]
         except StreamgaugeError:
             state = "no manifest" if not own.exists() else "DAMAGED"
         else:
@@ -146,7 +146,7 @@ def _folder(path: Path, root: Path | None, config: Mapping | str) -> Iterator[st
                 stale = verify.differences(spec, root, config)
                 state = "not in config" if stale is None else "STALE" if stale else "spec fits"
         name = own.relative_to(path).as_posix()
-        yield f"  {state:<13} {bytes_in_words(verify.size(own)):>10}  {name}"
+        yield f"  {state:<13} {bytes_in_words(catalogue.size(own)):>10}  {name}"
 
 
 # --- what is in it ------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def picture(path: str | Path):
     from streamgauge.report import score_figures
 
     path = Path(path)
-    own = verify.owner(path)
+    own = catalogue.owner(path)
     if path.suffix == ".json" or path.is_dir():
         path = _pictured(path if own is None else own)
     if path.suffix == ".zarr":
@@ -223,7 +223,7 @@ def picture(path: str | Path):
         return drawer(drawn[0])(pd.read_csv(path), str(path))
     if path.name == "training.csv" and own is not None and own.exists():
         return score_figures.loss_curves(
-            score_figures.read_histories([path], [verify.read(own)]), path.parent.name
+            score_figures.read_histories([path], [catalogue.read(own)]), path.parent.name
         )
     if path.suffix in (".csv", ".parquet"):
         return _histograms(path.name, _columns(path))

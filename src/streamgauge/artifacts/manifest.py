@@ -4,11 +4,15 @@ A manifest is a JSON file with the keys
 
 - ``spec``: what the artifact depends on (see `keys`);
 - ``files``: the artifact's files and their sha256; a store's files one by one;
+- ``checksums``: of files that are read in pieces, what `stores.vouched` compares;
 - ``inputs``: the manifests it was made from, relative to this one, and their digests;
 - ``facts``: counts, units, small results;
-- ``digest``: sha256 over ``files`` and ``facts``.
+- ``digest``: sha256 over ``files`` and ``facts``;
+- ``seal``: sha256 over all of that, see `base.sealed`. Whoever makes a sealed artifact has held
+  every byte that it read against the manifests of its inputs.
 
-It holds no time, host or commit, so an identical rebuild is identical, byte for byte.
+It holds no time, host or commit, so an identical rebuild is identical, byte for byte. Manifests of
+earlier versions have no ``checksums`` and no ``seal``.
 """
 
 import hashlib
@@ -20,10 +24,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamgauge.base import whole_file
+from streamgauge.base import sealed, whole_file
 from streamgauge.base.errors import StreamgaugeError
+from streamgauge.base.wording import remade
+from streamgauge.stores import vouched
 
 KEYS = frozenset({"spec", "files", "inputs", "facts", "digest"})
+SEALED = KEYS | {"checksums", sealed.SEAL}
+# folders whose files may be links: to the weights a model was prepared from
+LINKED = frozenset({"model"})
 # written into output directories by the workflow engine; no part of an artifact
 IGNORED = frozenset({".snakemake_timestamp"})
 
@@ -57,22 +66,27 @@ def write(
         StreamgaugeError: it cannot be written.
     """
     path = Path(path)
-    found = []
+    hashes, checksums = {}, {}
     for top in sorted(map(Path, files)):
         now = (lying or {}).get(top, top)
         was, named = (Path(os.path.relpath(x, path.parent)).as_posix() for x in (now, top))
-        found += [(named + name.removeprefix(was), x) for name, x in _walk(path.parent, [now])]
-    _share(file for _, file in found)
-    hashes = {name: _sha256(file) for name, file in found}
+        found = [(named + name.removeprefix(was), x) for name, x in _walk(path.parent, [now])]
+        _share(file for _, file in found)
+        hashes |= {name: sha256(file) for name, file in found}
+        if top.suffix == ".zarr":
+            checksums |= {f"{named}/{name}": x for name, x in vouched.checksums(now).items()}
     facts = dict(facts or {})
-    record = {
-        "spec": json.loads(spec),
-        "files": hashes,
-        "inputs": _inputs(path, inputs),
-        "facts": facts,
-        "digest": _digest(hashes, facts),
-    }
-    text = _text(record)
+    record = sealed.sealed(
+        {
+            "spec": json.loads(spec),
+            "files": hashes,
+            "checksums": checksums,
+            "inputs": _inputs(path, inputs),
+            "facts": facts,
+            "digest": _digest(hashes, facts),
+        }
+    )
+    text = sealed.text(record)
 
     def put(temporary: Path) -> None:
         with open(temporary, "w") as file:
@@ -92,7 +106,12 @@ def under(path: str | Path, spec: str) -> str:
     Raises:
         StreamgaugeError: there is no manifest at `path`.
     """
-    return _text(read(path) | {"spec": json.loads(spec)})
+    path = Path(path)
+    record = read(path) | {"spec": json.loads(spec), "checksums": {}}
+    for top in {name.split("/")[0] for name in record["files"] if "/" in name}:
+        found = vouched.checksums(path.parent / top)
+        record["checksums"] |= {f"{top}/{name}": x for name, x in found.items()}
+    return sealed.text(record)
 
 
 def replace(path: str | Path, text: str) -> None:
@@ -139,36 +158,31 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read a manifest.
 
     Raises:
-        StreamgaugeError: it is missing, is not JSON or lacks a key.
+        StreamgaugeError: it is missing, is no manifest, or is not as it was written.
     """
-    path = Path(path)
-    remedy = f"Remove {path} and run snakemake again."
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device would be read without end
-            raise ValueError("no regular file")
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
+        record = sealed.read(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise StreamgaugeError(
             "no such manifest", where=str(path), remedy="Run snakemake to make it."
         ) from None
-    except (ValueError, RecursionError):
-        raise StreamgaugeError(
-            "not a manifest (not JSON)", where=str(path), remedy=remedy
-        ) from None
+    except StreamgaugeError as error:
+        problem = f"not a manifest: {error.problem}"
+        raise StreamgaugeError(problem, where=str(path), remedy=remade(path)) from None
     if not is_manifest(record):
-        raise StreamgaugeError("not a manifest", where=str(path), remedy=remedy)
+        raise StreamgaugeError("not a manifest", where=str(path), remedy=remade(path))
     return record
 
 
 def is_manifest(record: Any) -> bool:
     """Whether a decoded JSON value has a manifest's keys."""
-    return isinstance(record, dict) and record.keys() == KEYS
+    return isinstance(record, dict) and record.keys() in (KEYS, SEALED)
 
 
 def problems(
     path: str | Path, tick: Callable[[int], None] | None = None, *, contents: bool = True
 ) -> list[str]:
-    """Compare an artifact with its manifest, reading every byte.
+    """Compare an artifact with its manifest, reading every byte, and with what it was made from.
 
     Args:
         path: the manifest.
@@ -176,29 +190,15 @@ def problems(
         contents: read the files; else only their names are compared.
 
     Returns:
-        One sentence each for a changed, missing or unexpected file, a manifest edited by hand and
-        an input that is gone or has been made anew since. Empty when all is well.
+        One sentence each for a changed, missing or unexpected file and an input that is gone or
+        has been made anew since. Empty when all is well.
 
     Raises:
         StreamgaugeError: the manifest itself cannot be read.
     """
     path = Path(path)
     record = read(path)
-    recorded = record["files"]
-    found = []
-    if record["digest"] != _digest(recorded, record["facts"]):
-        found.append("the manifest was edited by hand: its digest does not fit its content")
-    tops = sorted({name.split("/")[0] for name in recorded})
-    present = dict(_walk(path.parent, [path.parent / top for top in tops]))
-    for name in recorded:
-        if name not in present:
-            found.append(f"{name} is missing")
-        elif contents:
-            if _sha256(present[name]) != recorded[name]:
-                found.append(f"{name} has changed since it was written")
-            if tick:
-                tick(present[name].stat().st_size)
-    found += [f"{name} does not belong to it" for name in present if name not in recorded]
+    found = changed(path, record, tick, contents=contents)
     for source, digest in record["inputs"].items():
         try:
             if read(path.parent / source)["digest"] != digest:
@@ -208,8 +208,31 @@ def problems(
     return found
 
 
-def _text(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+def changed(
+    path: Path,
+    record: Mapping[str, Any],
+    tick: Callable[[int], None] | None = None,
+    *,
+    contents: bool = True,
+) -> list[str]:
+    """Compare the files of an artifact with its manifest, see `problems`."""
+    recorded = record["files"]
+    found = []
+    if record["digest"] != _digest(recorded, record["facts"]):
+        found.append("edited by hand: its digest does not fit its content")
+    tops = sorted({name.split("/")[0] for name in recorded})
+    present = dict(_walk(path.parent, [path.parent / top for top in tops]))
+    for name in recorded:
+        if name not in present:
+            found.append(f"{name} is missing")
+        elif present[name].is_symlink() and name.split("/")[0] not in LINKED:
+            found.append(f"{name} is a link, which was a file when it was written")
+        elif contents:
+            if sha256(present[name]) != recorded[name]:
+                found.append(f"{name} has changed since it was written")
+            if tick:
+                tick(present[name].stat().st_size)
+    return found + [f"{name} does not belong to it" for name in present if name not in recorded]
 
 
 def _inputs(path: Path, inputs: Sequence[str | Path]) -> dict[str, str]:
@@ -229,6 +252,11 @@ def _walk(folder: Path, files: Sequence[str | Path]) -> Iterator[tuple[str, Path
                 yield Path(os.path.relpath(file, folder)).as_posix(), file
 
 
+def files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Name in it and path of every file of a folder that counts."""
+    return _walk(folder, [folder])
+
+
 def _share(files: Iterable[Path]) -> None:
     """Give files the permissions the user's umask asks for; safetensors writes them private.
 
@@ -243,7 +271,8 @@ def _share(files: Iterable[Path]) -> None:
             file.chmod(0o666 & ~umask)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The digest of a file as a manifest holds it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

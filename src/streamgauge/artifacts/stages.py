@@ -5,11 +5,11 @@ A stage is a kind of artifact. Rules, keys, estimates, cluster requests, `verify
 docs/extending/stage.md; for a figure, docs/extending/figure.md.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
 
 from streamgauge.artifacts import blocks, costs, figures, memory
-from streamgauge.artifacts.blocks import Block, one, whole
+from streamgauge.artifacts.blocks import Block, one
+from streamgauge.artifacts.stage import Stage
 from streamgauge.base.entry import ARCHITECTURES, SOURCE
 from streamgauge.base.paths import (
     ARD,
@@ -26,59 +26,6 @@ from streamgauge.base.paths import (
     SUBSPACE,
     cell,
 )
-
-
-class Stage(NamedTuple):
-    """One kind of artifact.
-
-    Attributes:
-        what: what such an artifact is, in the words of `inspect`.
-        path: its manifest, with wildcards.
-        script: file below ``workflow/scripts``; the function of the stage's name there makes it.
-        keys: the blocks of the configuration that it depends on, as its rule shows them.
-        config: picks from (config, wildcards) what it depends on, and nothing else; the blocks
-            `keys` as they stand where it is not given.
-        function: name of the function in `script`, where it is not the stage's own.
-        code: from (config, wildcards) further entry points that compute it,
-            ``"package.module:name"``: what is found by name at run time, see `base.entry`.
-        in_parts: a store that several jobs write (``part.py``) and one gathers (`script`).
-        sample: what `adopt` repeats of one that is dear: some ``shards`` of a store in parts, the
-            first batch of ``sequences``, the first ``steps`` of a training; else the ``whole``.
-        work: what one costs, see `costs`; None where no model runs and nothing is trained.
-        reads: bytes that one reads from stores, where that takes time.
-        memory: what its job holds at once, see `memory`; None for a small job.
-        made_for: whether a study makes one, from (config, wildcards).
-    """
-
-    what: str
-    path: str
-    script: str
-    keys: tuple[str, ...] = ()
-    config: Block | None = None
-    function: str | None = None
-    code: Callable[[Mapping, Mapping], Iterable[str]] = lambda config, w: ()
-    in_parts: bool = False
-    sample: str = "whole"
-    work: Callable | None = None
-    reads: Callable | None = None
-    memory: Callable | None = None
-    made_for: Callable[[Mapping, Mapping], bool] = lambda config, w: True
-
-    def block(self, config: Mapping, wildcards: Mapping) -> dict[str, Any]:
-        """The part of the configuration that an artifact depends on."""
-        return (self.config or whole(*self.keys))(config, wildcards)
-
-    def entries(self, stage: str, config: Mapping, wildcards: Mapping) -> list[str]:
-        """Where the code that computes an artifact of `stage` starts, see `code.closure`."""
-        scripts = [self.script, "part.py"] if self.in_parts else [self.script]
-        own = [f"{script}:{self.function or stage}" for script in scripts]
-        return [*own, *self.code(config, wildcards)]
-
-    def cost(self, config: Mapping, wildcards: Mapping, shape: costs.Shape) -> costs.Work:
-        """Tokens, FLOPs and bytes of one; nothing where no model runs and nothing is trained."""
-        if self.work is None:
-            return costs.Work(0, 0, 0)
-        return self.work(config, cell(wildcards) | dict(wildcards), shape)
 
 
 def _scratch(config: Mapping, w: Mapping) -> bool:
@@ -98,13 +45,22 @@ def _probed(config: Mapping, w: Mapping) -> bool:
     return w["split"] == "eval" or "behavioral" in config["grid"]["objectives"]
 
 
+#: The cross-lingual tables of a study, by name.
+CROSS_TABLES = (
+    *("heads", "layers", "similarity", "separation", "updates"),
+    *("bridge", "bridge_spectra", "patching", "ard"),
+)
+_FITTED = ("cfg.json", "sae_weights.safetensors", "training.csv")
+
+
 def _train(objective: str, what: str, more: Callable, **kwargs) -> Stage:
     return Stage(
         f"TopK sparse autoencoder {what}in SAELens layout",
         f"{SAE}/sae.json",
         "sae.py",
         ("sae",),
-        blocks.sae,
+        config=blocks.sae,
+        files=_FITTED,
         sample="steps",
         work=costs.training(more),
         made_for=lambda config, w: cell(w).get("objective") == objective,
@@ -119,18 +75,29 @@ def _figure(name: str, figure: figures.Figure) -> Stage:
         f"{FIGURES}/{name}.json",
         "figure.py",
         ("figures",),
-        lambda config, w: {"figure": {"title": figure.title} | config["figures"].get(name, {})},
+        files=(".svg", ".png"),
+        config=lambda config, w: {
+            "figure": {"title": figure.title} | config["figures"].get(name, {})
+        },
         function="figure" if figure.table else name,
         code=lambda config, w: [figures.entry(name)],
     )
 
 
 def _of_z(what: str, name: str) -> Stage:
-    return Stage(what, f"{SUBSPACE}/{name}.json", "crosslingual.py", (name, "statistics"))
+    files = (".csv", "bridge_spectra.csv") if name == "bridge" else (".csv",)
+    path = f"{SUBSPACE}/{name}.json"
+    return Stage(what, path, "crosslingual.py", (name, "statistics"), files)
 
 
-def _table(what: str, name: str, *keys: str, config: Block | None = None) -> Stage:
-    return Stage(what, f"{STUDY}/{name}.json", "table.py", keys, config)
+def _table(
+    what: str,
+    name: str,
+    *keys: str,
+    files: tuple[str, ...] = (".csv",),
+    config: Block | None = None,
+) -> Stage:
+    return Stage(what, f"{STUDY}/{name}.json", "table.py", keys, files, config)
 
 
 STAGES: dict[str, Stage] = {
@@ -140,7 +107,8 @@ STAGES: dict[str, Stage] = {
         f"{SUBJECT}/subject.json",
         "subject.py",
         ("subjects",),
-        one("subject", "subjects", "subject"),
+        config=one("subject", "subjects", "subject"),
+        files=("model",),
         code=lambda config, w: [SOURCE.format(**config["subjects"][w["subject"]])],
         work=costs.subject,
         memory=memory.prepared,
@@ -151,7 +119,8 @@ STAGES: dict[str, Stage] = {
         f"{SUBJECT}/subject.json",
         "subject.py",
         ("subjects", "pretrain", "corpora"),
-        blocks.pretrain,
+        config=blocks.pretrain,
+        files=("model",),
         work=costs.pretrain,
         memory=memory.pretrained,
         made_for=_scratch,
@@ -161,7 +130,8 @@ STAGES: dict[str, Stage] = {
         f"{CORPUS}/tokens-{{split}}.json",
         "text.py",
         ("corpora",),
-        blocks.tokens,
+        config=blocks.tokens,
+        files=(".zarr",),
         work=costs.tokens,
         memory=memory.tokenised,
     ),
@@ -171,6 +141,7 @@ STAGES: dict[str, Stage] = {
         f"{CORPUS}/spectra.json",
         "evaluate.py",
         ("spectra",),
+        files=(".zarr", ".csv"),
         work=costs.spectra,
         memory=memory.passes("spectra", 0, more=memory.covariances),
     ),
@@ -179,6 +150,7 @@ STAGES: dict[str, Stage] = {
         f"{LAYER}/activations-{{split}}.json",
         "gather.py",
         ("harvest",),
+        files=(".zarr",),
         in_parts=True,
         sample="shards",
         work=costs.harvest,
@@ -189,6 +161,7 @@ STAGES: dict[str, Stage] = {
         f"{LAYER}/gradients-eval.json",
         "gather.py",
         ("gradients",),
+        files=(".zarr",),
         in_parts=True,
         sample="shards",
         work=costs.gradients,
@@ -199,7 +172,8 @@ STAGES: dict[str, Stage] = {
         f"{LAYER}/probes-{{split}}.json",
         "gather.py",
         ("probes",),
-        blocks.probes,
+        config=blocks.probes,
+        files=(".zarr",),
         in_parts=True,
         sample="shards",
         work=costs.probes,
@@ -211,6 +185,7 @@ STAGES: dict[str, Stage] = {
         f"{LAYER}/calibration.json",
         "evaluate.py",
         ("calibration",),
+        files=(".parquet",),
         sample="sequences",
         work=costs.calibration,
         reads=costs.read_errors,
@@ -221,6 +196,7 @@ STAGES: dict[str, Stage] = {
         f"{LAYER}/baseline.json",
         "evaluate.py",
         ("evaluate",),
+        files=(".parquet",),
         sample="sequences",
         work=costs.baseline,
         memory=memory.passes("evaluate", 4),
@@ -230,6 +206,7 @@ STAGES: dict[str, Stage] = {
         f"{LAYER}/critics.json",
         "evaluate.py",
         ("critics",),
+        files=(".csv",),
         work=costs.critics,
         memory=memory.critics,
     ),
@@ -256,7 +233,8 @@ STAGES: dict[str, Stage] = {
         f"{SAE}/sae.json",
         "sae.py",
         ("imports",),
-        one("import", "imports", "sae"),
+        config=one("import", "imports", "sae"),
+        files=_FITTED[:2],
         code=_architectures,
         memory=memory.imported,
         made_for=_imported,
@@ -266,6 +244,7 @@ STAGES: dict[str, Stage] = {
         f"{SAE}/per_sequence.json",
         "evaluate.py",
         ("evaluate",),
+        files=("per_sequence.parquet", "latents.parquet"),
         code=_architectures,
         sample="sequences",
         work=costs.evaluate,
@@ -275,6 +254,7 @@ STAGES: dict[str, Stage] = {
         "what the errors of one SAE and its controls cost, per sequence",
         f"{SAE}/sensitivity.json",
         "evaluate.py",
+        files=(".parquet",),
         code=_architectures,
         sample="sequences",
         work=costs.sensitivity,
@@ -286,6 +266,7 @@ STAGES: dict[str, Stage] = {
         f"{SAE}/attention.json",
         "evaluate.py",
         ("attention",),
+        files=(".parquet",),
         code=_architectures,
         sample="sequences",
         work=costs.attention,
@@ -303,6 +284,7 @@ STAGES: dict[str, Stage] = {
         f"{SAE}/audit.json",
         "page.py",
         ("statistics",),
+        files=(".md",),
         made_for=_imported,
     ),
     # tables and pages of a study
@@ -311,6 +293,7 @@ STAGES: dict[str, Stage] = {
         "scales, budgets and sparsities of a study compared",
         "comparisons",
         *("comparisons", "statistics", "grid"),
+        files=("deltas.csv", "budgets.csv", "correlations.csv", "kstar.csv"),
         config=blocks.comparisons,
     ),
     "depth_profile_table": _table(
@@ -321,7 +304,9 @@ STAGES: dict[str, Stage] = {
         "which proxies order the SAEs of a study as behaviour does", "leaderboard", "statistics"
     ),
     "calibration_table": _table(
-        "predicted against measured KL of a study", "calibration", "statistics"
+        "predicted against measured KL of a study",
+        *("calibration", "statistics"),
+        files=(".csv", "calibration_points.csv"),
     ),
     "attention_table": _table(
         "attention after patching of every SAE of a study, by head", "attention", "statistics"
@@ -337,6 +322,7 @@ STAGES: dict[str, Stage] = {
         f"{STUDY}/verdicts.json",
         "page.py",
         ("verdicts", "statistics"),
+        files=(".html",),
     ),
     # the cross-lingual suite
     "geometry": Stage(
@@ -344,6 +330,7 @@ STAGES: dict[str, Stage] = {
         f"{CROSS}/geometry.json",
         "crosslingual.py",
         ("geometry", "statistics"),
+        files=("heads.csv", "layers.csv", "similarity.csv"),
         work=costs.weights,
         memory=memory.decomposed,
     ),
@@ -351,6 +338,7 @@ STAGES: dict[str, Stage] = {
         "attention subspace Z of one layer",
         f"{BASIS}.json",
         "crosslingual.py",
+        files=(".zarr",),
         work=costs.weights,
         memory=memory.decomposed,
     ),
@@ -359,13 +347,15 @@ STAGES: dict[str, Stage] = {
         f"{PROMPTS}/prompts.json",
         "text.py",
         ("prompts",),
-        one("prompts", "prompts", "prompts"),
+        config=one("prompts", "prompts", "prompts"),
+        files=(".parquet",),
     ),
     "states": Stage(
         "residual stream of every prompt at every layer",
         f"{PROMPTS}/states.json",
         "crosslingual.py",
         ("states",),
+        files=(".zarr",),
         work=costs.states,
         memory=memory.states,
     ),
@@ -377,6 +367,7 @@ STAGES: dict[str, Stage] = {
         f"{PATCHING}.json",
         "crosslingual.py",
         ("patching", "dissociation", "statistics"),
+        files=(".parquet", ".csv", ".html"),
         work=costs.patching,
         memory=memory.patching,
     ),
@@ -385,14 +376,20 @@ STAGES: dict[str, Stage] = {
         f"{ARD}.json",
         "crosslingual.py",
         ("ard", "statistics"),
+        files=(".zarr", ".csv"),
         work=costs.ard,
         memory=memory.ard,
     ),
-    "crosslingual_tables": _table("cross-lingual tables of a study", "crosslingual"),
+    "crosslingual_tables": _table(
+        "cross-lingual tables of a study",
+        "crosslingual",
+        files=tuple(f"crosslingual_{name}.csv" for name in CROSS_TABLES),
+    ),
     "crosslingual_page": Stage(
         "cross-lingual findings of a study, as a page",
         f"{STUDY}/crosslingual_page.json",
         "page.py",
+        files=("crosslingual.html",),
     ),
     **{f"figure_{name}": _figure(name, figure) for name, figure in figures.FIGURES.items()},
 }

@@ -1,87 +1,27 @@
-"""Does every artifact still hold what was written, and would today's config and code write it?"""
+"""Does every artifact still hold what was written, and would today's config and code write it?
 
-import functools
+What is wrong is put where it is. A damaged artifact is named, and not what was made from it: the
+job that made that has compared every byte with the manifest. Only where none did (a manifest
+without a seal, of an earlier version), or where an artifact was made from another one than lies
+there now, what was made from it is named too, with all that was made from that: they are made again
+as a set.
+"""
+
 import json
 import os
-import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from streamgauge.artifacts import keys, manifest
-from streamgauge.artifacts.stages import STAGES
+from streamgauge.artifacts import catalogue, keys, manifest, records
+from streamgauge.base import sealed
 from streamgauge.base.errors import StreamgaugeError
-from streamgauge.base.paths import WILDCARDS
 from streamgauge.base.progress import Progress
 from streamgauge.base.wording import bytes_in_words
 
 UNDESCRIBED = "not described by this config"
 _MOST = 5  # problems of one artifact told one by one
-
-
-def find(folder: str | Path) -> Iterator[Path]:
-    """Manifests below a folder, damaged ones included, and stores that lack theirs."""
-    for path in sorted(Path(folder).iterdir()):
-        if path.name.startswith("."):  # half-written work
-            continue
-        if path.is_dir():
-            if path.suffix == ".zarr":
-                if not path.with_suffix(".json").exists():
-                    yield path.with_suffix(".json")
-            elif path.name != "model":
-                yield from find(path)
-        elif path.suffix == ".json" and (_ours(path) or manifest.is_manifest(_json(path))):
-            yield path
-
-
-def _ours(path: Path) -> bool:
-    """Whether a path below results is the manifest of some stage: damaged, if it is none."""
-    parts = path.absolute().parts
-    starts = [i for i, part in enumerate(parts) if part == "results"]
-    return any(_manifests().fullmatch("/".join(parts[i:])) for i in starts)
-
-
-@functools.cache
-def _manifests() -> re.Pattern:
-    """Every path that a manifest can have, from the registry."""
-    return re.compile("|".join(map(_pattern, dict.fromkeys(s.path for s in STAGES.values()))))
-
-
-def _pattern(path: str) -> str:
-    """A path with wildcards as a regular expression."""
-    parts = re.split(r"\{(\w+)\}", path)
-    return "".join(
-        f"(?:{WILDCARDS[part]})" if i % 2 else re.escape(part) for i, part in enumerate(parts)
-    )
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def owner(path: str | Path) -> Path | None:
-    """The manifest of an artifact, from the manifest itself or any file or folder of it."""
-    path = Path(path)
-    if path.suffix == ".json" and (_ours(path) or manifest.is_manifest(_json(path))):
-        return path
-    if path.suffix == ".zarr":
-        return path.with_suffix(".json")
-    if (path / "sae.json").is_file():
-        return path / "sae.json"
-    for folder in path.absolute().parents:
-        for other in sorted(folder.glob("*.json")):
-            record = _json(other)
-            if manifest.is_manifest(record) and isinstance(record["files"], dict):
-                own = path.absolute().relative_to(folder).as_posix()
-                if any(name == own or name.startswith(own + "/") for name in record["files"]):
-                    return path.parent / other.name if folder == path.absolute().parent else other
-        if folder.name == "results":
-            break
-    return None
 
 
 def differences(recorded: Mapping[str, Any], root: Path, config: Mapping) -> list[str] | None:
@@ -130,77 +70,109 @@ def _word(mapping: Mapping, key: str) -> str:
     return json.dumps(mapping[key]) if key in mapping else "absent"
 
 
+class Finding(NamedTuple):
+    """What is wrong with one artifact, one sentence a problem.
+
+    Attributes:
+        damaged: it is not as it was written.
+        stale: config or code are others now.
+        tainted: it was made from something that its maker does not vouch for.
+        described: whether the config describes it; if not, its spec was not compared.
+    """
+
+    damaged: list[str]
+    stale: list[str]
+    tainted: list[str]
+    described: bool = True
+
+
 def check(
     path: Path, root: Path, config: Mapping, tick: Callable[[int], None] | None = None
-) -> tuple[list[str], bool]:
-    """Everything wrong with one artifact.
+) -> Finding:
+    """Everything wrong with one artifact but what it was made from.
 
     Args:
         path: its manifest.
         root: the folder that holds the Snakefile.
         config: the validated config.
         tick: called with the number of bytes of every file read.
+    """
+    try:
+        if path.is_symlink():
+            return Finding(["a link, which was a file when it was written"], [], [])
+        if not path.exists():
+            return Finding(["has no manifest: unfinished, or it was deleted"], [], [])
+        record = catalogue.read(path)
+        damaged = manifest.changed(path, record, tick)
+    except StreamgaugeError as error:
+        return Finding([error.problem], [], [])
+    except (OSError, ValueError) as error:
+        return Finding([f"cannot be read: {error}"], [], [])
+    stale = differences(record["spec"], root, config)
+    return Finding(damaged, stale or [], [], stale is not None)
+
+
+def taint(found: Mapping[Path, Finding]) -> dict[Path, Finding]:
+    """`found` with what is missing, and with all that was made from what nobody vouches for.
+
+    Args:
+        found: by manifest, see `check`.
 
     Returns:
-        One sentence a problem, and whether the config describes the artifact (if it does not,
-        its spec was not compared).
+        The same with ``tainted`` filled in, and with missing inputs as artifacts of their own.
     """
-    if not path.exists() and path.with_suffix(".zarr").is_dir():
-        return [f"{path.with_suffix('.zarr').name} has no manifest: it was not finished"], True
+    found = dict(found)
+    made_from = {path: _inputs(path) for path in found}
+    for path, inputs in list(made_from.items()):
+        for source in inputs:
+            if source not in found and not os.path.lexists(source):
+                found[source] = Finding([f"is missing, and {path} was made from it"], [], [])
+    reasons = {path: list(_reasons(path, made_from[path], found)) for path in made_from}
+    spread = [path for path in reasons if reasons[path]]
+    followers = _followers(made_from)
+    while spread:
+        source = spread.pop()
+        for path in followers.get(source, ()):
+            if not reasons[path]:
+                reasons[path].append(f"was made from {source}, which has to be made again")
+                spread.append(path)
+    return {path: one._replace(tainted=reasons.get(path, [])) for path, one in found.items()}
+
+
+def _reasons(
+    path: Path, inputs: Mapping[Path, str], found: Mapping[Path, Finding]
+) -> Iterator[str]:
+    """Why an artifact was made from something that its maker does not vouch for."""
+    for source, digest in inputs.items():
+        try:
+            record = catalogue.read(source)
+        except (StreamgaugeError, OSError):
+            continue  # it is that manifest which is wrong; made again it is what it was
+        if record["digest"] != digest:
+            yield f"{source} has been made anew since"
+        elif source in found and found[source].damaged and not _sealed(path):
+            yield f"{source} is damaged, and a version that did not look made this from it"
+
+
+def _inputs(path: Path) -> dict[Path, str]:
+    """What an artifact was made from: manifests and their digests; nothing where it is damaged."""
     try:
-        record = read(path)
-        found = manifest.problems(path, tick)
-    except StreamgaugeError as error:
-        return [error.problem], True
-    except (OSError, ValueError) as error:
-        return [f"cannot be read: {error}"], True
-    stale = differences(record["spec"], root, config)
-    return found + (stale or []), stale is not None
+        inputs = catalogue.read(path)["inputs"]
+    except (StreamgaugeError, OSError):
+        return {}
+    return {Path(os.path.normpath(path.parent / name)): x for name, x in inputs.items()}
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A manifest whose every part has the type it should have.
-
-    Raises:
-        StreamgaugeError: it is missing, is no JSON or no manifest.
-    """
-    record = manifest.read(path)
-    if not _well_formed(record):
-        raise StreamgaugeError("not a manifest (edited by hand)", where=str(path))
-    return record
+def _sealed(path: Path) -> bool:
+    return sealed.SEAL in catalogue.read(path)
 
 
-def _well_formed(record: Mapping[str, Any]) -> bool:
-    spec = record["spec"]
-    return (
-        isinstance(record["facts"], dict)
-        and isinstance(record["digest"], str)
-        and isinstance(spec, dict)
-        and spec.keys() == {"stage", "config", "wildcards", "code"}
-        and isinstance(spec["stage"], str)
-        and all(isinstance(spec[key], dict) for key in ("config", "wildcards", "code"))
-        and all(
-            isinstance(record[key], dict)
-            and all(isinstance(item, str) for item in record[key].values())
-            for key in ("files", "inputs")
-        )
-        and all(map(_beside, record["files"]))
-        and not any(map(os.path.isabs, record["inputs"]))
-    )
-
-
-def _beside(name: str) -> bool:
-    """Whether a file of an artifact lies beside its manifest or below."""
-    return not os.path.isabs(name) and ".." not in Path(name).parts
-
-
-def size(path: Path) -> int:
-    """Bytes of an artifact's files that are there, from its manifest."""
-    record = _json(path)
-    if not manifest.is_manifest(record) or not isinstance(record["files"], dict):
-        return 0
-    files = (path.parent / name for name in record["files"])
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _followers(made_from: Mapping[Path, Iterable[Path]]) -> dict[Path, list[Path]]:
+    found: dict[Path, list[Path]] = {}
+    for path, inputs in made_from.items():
+        for source in inputs:
+            found.setdefault(source, []).append(path)
+    return found
 
 
 def verify(
@@ -227,26 +199,51 @@ def verify(
         StreamgaugeError: a path does not exist or is no artifact.
     """
     manifests = list(dict.fromkeys(found for path in paths for found in below(Path(path))))
-    sizes = [size(path) for path in manifests]
+    sizes = [catalogue.size(path) for path in manifests]
     megabytes = _Megabytes(sum(sizes))
-    n_problems, strangers = 0, 0
-    for path in manifests:
-        found, described = check(path, root, config, megabytes.tick)
-        n_problems += len(found)
-        if not described:
-            strangers += 1
+    found = taint({path: check(path, root, config, megabytes.tick) for path in manifests})
+    for path, one in found.items():
+        if not one.described:
             say(f"{path}: {UNDESCRIBED}; its files were checked, its spec was not")
-        remedy = shlex.join(["rm", "-f", str(path)]) + " && "
-        remedy += shlex.join(["snakemake", str(path), *flags])
-        for problem in found[:_MOST]:
-            say(f"{path}: {problem}. Remedy: {remedy}")
-        if len(found) > _MOST:
-            say(f"{path}: and {len(found) - _MOST} problems more. Remedy: {remedy}")
-    artifacts = f"{len(manifests)} artifact{'s' * (len(manifests) != 1)}"
+        alone = one.damaged + one.stale
+        for problem in _few(alone):
+            say(f"{path}: {problem}. Remedy: {_remedy([path], flags)}")
+        for problem in _few(one.tainted):
+            say(f"{path}: {problem}")
+    again = [path for path, one in found.items() if one.tainted]
+    if again:
+        # what they were made from comes first where it is damaged: its own line says so too
+        sources = {source for path in again for source in _inputs(path)}
+        again += [path for path in sources if path in found and found[path].damaged]
+        say(f"Remedy for what was made from it: {_remedy(sorted(again), flags)}")
+    lost = list(records.problems(filter(Path.is_dir, map(Path, paths)), manifests))
+    for path, problem in lost:
+        say(f"{path}: {problem}. Remedy: {_remedy([path], flags, make=False)}")
+    n_problems = len(lost) + sum(len(o.damaged + o.stale + o.tainted) for o in found.values())
+    strangers = sum(not one.described for one in found.values())
+    artifacts = f"{len(found)} artifact{'s' * (len(found) != 1)}"
     outside = f", {strangers} {UNDESCRIBED}" if strangers else ""
     verdict = f"{n_problems} problem{'s' * (n_problems != 1)}" if n_problems else "all is well"
     say(f"{artifacts}, {bytes_in_words(sum(sizes))}{outside}: {verdict}")
     return not n_problems
+
+
+def _few(problems: Sequence[str]) -> Iterator[str]:
+    yield from problems[:_MOST]
+    if len(problems) > _MOST:
+        yield f"and {len(problems) - _MOST} problems more"
+
+
+def _remedy(paths: Sequence[Path], flags: Sequence[str], make: bool = True) -> str:
+    """Remove manifests and run Snakemake, for these or as it always runs."""
+    gone = [*paths, *(top for path in paths for top in catalogue.misshapen(path))]
+    remove = ["rm", "-rf" if any(map(_is_folder, gone)) else "-f", *map(str, gone)]
+    targets = map(str, paths) if make else ()
+    return f"{shlex.join(remove)} && {shlex.join(['snakemake', *targets, *flags])}"
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def below(path: Path) -> list[Path]:
@@ -255,15 +252,15 @@ def below(path: Path) -> list[Path]:
     Raises:
         StreamgaugeError: it does not exist, or there is none.
     """
+    own = catalogue.owner(path) if os.path.lexists(path) or catalogue.at_manifest(path) else None
+    if own is not None:
+        return [own]
     if not path.exists():
         raise StreamgaugeError(
             "does not exist", where=str(path), remedy="Run snakemake to make artifacts."
         )
-    own = owner(path)
-    if own is not None:
-        return [own]
     if path.is_dir():
-        found = list(find(path))
+        found = list(catalogue.find(path))
         if found:
             return found
     raise StreamgaugeError(

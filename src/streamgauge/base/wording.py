@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -63,3 +64,13 @@ def bytes_in_words(n: int) -> str:
         if n >= scale:
             return f"{n / scale:.1f} {unit}"
     return f"{n} bytes"
+
+
+def remade(manifest: object, *more: object) -> str:
+    """The remedy for an artifact that is damaged, whoever meets it.
+
+    Args:
+        manifest: its path; `more`: what else lies in the way.
+    """
+    remove = shlex.join(["rm", "-rf" if more else "-f", str(manifest), *map(str, more)])
+    return f"Make it anew: {remove}, then run snakemake again; all else stays."

@@ -30,7 +30,7 @@ from snakemake.settings.types import (
 )
 from snakemake.utils import available_cpu_count
 
-from streamgauge.artifacts import adopt, manifest, verify
+from streamgauge.artifacts import adopt, catalogue, manifest, verify
 from streamgauge.artifacts.adopt import Sample
 from streamgauge.artifacts.worker import Worker
 from streamgauge.base import project
@@ -104,7 +104,7 @@ def run(
     started = time.monotonic()
     tops = map(Path, options.paths or [RESULTS])
     asked = {_below_results(path) for top in tops for path in verify.below(top)}
-    specs = {str(path): _spec(path) for path in verify.find(RESULTS)}
+    specs = {str(path): _spec(path) for path in catalogue.find(RESULTS)}
     described = {
         path
         for path, spec in specs.items()
@@ -151,7 +151,7 @@ def _below_results(path: Path) -> str:
 def _spec(path: Path) -> dict[str, Any] | None:
     """What a manifest says its artifact depends on; None where it cannot be read."""
     try:
-        return verify.read(path)["spec"]
+        return catalogue.read(path)["spec"]
     except (StreamgaugeError, OSError):
         return None
 

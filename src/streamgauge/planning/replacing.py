@@ -7,27 +7,27 @@ manifest, and nothing is made from it.
 """
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from streamgauge.artifacts import costs, manifest, verify
+from streamgauge.artifacts import catalogue, costs, manifest, records, verify
+from streamgauge.artifacts.records import RECORD
 from streamgauge.artifacts.stages import STAGES
-from streamgauge.base import json_file, whole_file
 from streamgauge.base.errors import StreamgaugeError
-from streamgauge.base.paths import STUDY, cell
+from streamgauge.base.paths import cell
 from streamgauge.base.wording import bytes_in_words, refuse
 from streamgauge.planning import cells, config, grid
 from streamgauge.planning.job_requests import GPU_TFLOPS
 
-RECORD = f"{STUDY}/study.json"
-_LARGEST = 1 << 27  # bytes of a record: those of the most SAEs that can be planned
 _MOST = 3  # differences of one artifact told one by one
 # what a record that no schema fits may hold instead
-_MALFORMED = (StreamgaugeError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_MALFORMED = (
+    *(StreamgaugeError, OSError, ArithmeticError, AttributeError),
+    *(LookupError, TypeError, ValueError),
+)
 
 
 class Study(NamedTuple):
@@ -65,13 +65,25 @@ def leave_record(valid: Mapping[str, Any], files: Iterable[str], folder: str | P
     path = Path(folder) / RECORD.format(study=valid["study"])
     asked = set(files)
     with contextlib.suppress(*_MALFORMED):
-        asked.update(json_file.read(path, largest=_LARGEST)["artifacts"])
-    record = {
-        "config": {key: value for key, value in valid.items() if key != "replace"},
-        "artifacts": sorted(asked & _asked(valid).keys()),
-    }
-    text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    whole_file.replace(path, lambda new: new.write_text(text, encoding="utf-8"))
+        asked.update(records.read(path)["artifacts"])
+    kept = {key: value for key, value in valid.items() if key != "replace"}
+    records.write(path, kept, asked & _asked(valid).keys())
+
+
+def mend_record(valid: Mapping[str, Any], folder: str | Path = ".") -> None:
+    """Write the record of a study anew where it is damaged or gone, from what lies there.
+
+    Raises:
+        StreamgaugeError: it cannot be written.
+    """
+    folder = Path(folder)
+    path = folder / RECORD.format(study=valid["study"])
+    if not path.parent.is_dir():
+        return
+    try:
+        records.read(path)
+    except _MALFORMED:
+        leave_record(valid, [made for made in _asked(valid) if (folder / made).is_file()], folder)
 
 
 def others(
@@ -140,7 +152,7 @@ def _recorded(path: Path, say: Callable[[str], None]) -> Study | None:
     """The study of a record; None, and a line about it, where the record cannot be used."""
     name = path.parent.name
     try:
-        record = json_file.read(path, largest=_LARGEST)
+        record = records.read(path)
         found, own = record["config"], set(record["artifacts"])
         try:
             found = config.validate(found, where=str(path))
@@ -180,7 +192,7 @@ def _replaced(today: Study, other: Study, folder: Path) -> Iterator[tuple[str, _
 def _made_with(path: Path, used: dict[str, Any]) -> dict[str, Any]:
     """Stage and settings in a manifest; in a damaged one are taken to be those it should have."""
     try:
-        spec = verify.read(path)["spec"]
+        spec = catalogue.read(path)["spec"]
     except (StreamgaugeError, OSError):
         return used
     return {"stage": spec["stage"], **spec["config"]}
@@ -249,7 +261,7 @@ def _price(of: Mapping[str, Study], folder: Path) -> str:
             if known := grid.shape_of(name, study.config["subjects"][name], folder / "results"):
                 shape = costs.shape(study.config, known)
                 flops += STAGES[stage].cost(study.config, place, shape).flops
-    size = bytes_in_words(sum(verify.size(folder / path) for path in of))
+    size = bytes_in_words(sum(catalogue.size(folder / path) for path in of))
     hours = f"{flops / (GPU_TFLOPS * 1e12) / 3600:.2g} GPU hours at {GPU_TFLOPS:g} TFLOP/s"
     return f"{size} on disk" + (f" and {flops:.1e} FLOPs ({hours})" if flops else "")
 

@@ -26,9 +26,12 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from streamgauge.base.errors import StreamgaugeError
-from streamgauge.stores import zarr_trust
+from streamgauge.base.wording import remade
+from streamgauge.stores import vouched, zarr_trust
 from streamgauge.stores.unfinished import SPEC, is_scratch, remove_siblings, writing
 
+_NO_MANIFEST = "It has no manifest: make it again, or get it anew from where it was made."
+_OTHER = "not what its manifest describes: damaged, or of another store"
 _BFLOAT16 = {
     "stored_as": "bfloat16",
     "decoding": "bit patterns as uint16; shifted left by 16 they are the float32 values",
@@ -179,12 +182,15 @@ def sweep(path: Path) -> None:
 class Store:
     """A store on disk, whole or being written.
 
+    One with a manifest beside it gives out what that vouches for and nothing else, see `vouched`.
+
     Args:
         path: its directory.
         writable: open for `write` too.
 
     Raises:
-        StreamgaugeError: there is no readable store at `path`, or one that `zarr_trust` refuses.
+        StreamgaugeError: there is no readable store at `path`, or one that `zarr_trust` refuses; or
+            its metadata is not what the manifest beside it describes.
     """
 
     def __init__(self, path: Path | str, writable: bool = False):
@@ -198,6 +204,11 @@ class Store:
                 "is not a readable store" if self.path.exists() else "this store does not exist"
             )
             raise StreamgaugeError(problem, where=str(path), remedy=_remake(self.path)) from error
+        self._vouched = None if writable or is_scratch(self.path) else vouched.of(self.path)
+        if self._vouched and not self._vouched.good(self.path / "zarr.json"):
+            raise StreamgaugeError(
+                f"zarr.json is {_OTHER}", where=str(path), remedy=_remake(self.path)
+            )
         self._arrays = {}
         self.attributes = dict(self._group.attrs)
 
@@ -328,6 +339,8 @@ class Store:
         expected = self._expected_size(array, shard)
         if expected is not None and size != expected:
             return f"is damaged ({size} bytes instead of {expected})"
+        if self._vouched and not self._vouched.good(file):
+            return f"is {_OTHER}"
         return None
 
     @staticmethod
@@ -370,8 +383,5 @@ def _replace(path: Path, data) -> None:
 def _remake(path: Path) -> str:
     if is_scratch(path):
         return "Delete that directory and run again."
-    manifest = path.with_suffix(".json")
-    return (
-        f"Delete {manifest} and the store and run snakemake again to remake it;"
-        " `streamgauge verify` lists everything that is damaged."
-    )
+    manifest = vouched.manifest_of(path)
+    return remade(manifest) if manifest.exists() else _NO_MANIFEST

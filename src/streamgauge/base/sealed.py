@@ -1,0 +1,71 @@
+"""Records of the pipeline's own: canonical JSON that carries a seal over all that it says.
+
+A flipped bit that leaves a record readable would change what is believed of an artifact. A record
+is therefore good only where its text is, byte for byte, what its values are written as, and its
+seal is that of all other values. Records of earlier versions have no seal: of these the text is
+compared and nothing else.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamgauge.base.errors import StreamgaugeError
+
+SEAL = "seal"
+LARGEST = 1 << 30  # bytes; the manifest of a store of a million shards has a third of it
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with its seal, which replaces one that it has.
+
+    Raises:
+        ValueError: it holds what JSON cannot hold without loss.
+    """
+    rest = {key: value for key, value in record.items() if key != SEAL}
+    return rest | {SEAL: hashlib.sha256(_text(rest).encode()).hexdigest()}
+
+
+def text(record: Mapping[str, Any]) -> str:
+    """What the file of a record holds, sealed."""
+    return _text(sealed(record))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The record in a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StreamgaugeError: a folder, a pipe or a device; no JSON of a mapping; or something in it is
+            not as it was written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe or a device would be read without end
+        raise _damaged(path, "no regular file")
+    if path.stat().st_size > LARGEST:
+        raise _damaged(path, f"{path.stat().st_size:,} bytes")
+    data = path.read_bytes()
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        raise _damaged(path, "not JSON") from None
+    if not isinstance(record, dict):
+        raise _damaged(path, "no mapping")
+    # deep enough to be read is not always deep enough to be written
+    try:
+        same = (text(record) if SEAL in record else _text(record)).encode() == data
+    except (ValueError, RecursionError):
+        same = False
+    if not same:
+        raise _damaged(path, "its seal does not fit its content")
+    return record
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _damaged(path: Path, how: str) -> StreamgaugeError:
+    return StreamgaugeError(f"edited by hand or damaged ({how})", where=str(path))
