@@ -84,3 +84,19 @@ def test_a_disk_that_fills_while_training_loses_no_checkpoint(tmp_path):
         (resumed,) = train(store, runs, settings, disk, checkpoint_seconds=0)
     assert torch.equal(resumed.sae.W_dec, whole.sae.W_dec)
     assert resumed.history.equals(whole.history) and resumed.facts == whole.facts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path, dtype):
+    """Anywhere: in the values, which safetensors never looks at, or in what is said of them."""
+    path = tmp_path / "c.safetensors"
+    tensors = {"a": torch.ones(5, 3).to(dtype), "b": torch.zeros(()).to(dtype)}
+    checkpoints.save(path, tensors, {"n": 1})
+    assert torch.equal(checkpoints.tensor(path, "a"), tensors["a"])
+    data = path.read_bytes()
+    for at in range(8, len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        if data[at : at + 1] == b" ":  # what pads the header says nothing
+            continue
+        with pytest.raises(StreamgaugeError, match="unreadable checkpoint"):
+            checkpoints.load(path)

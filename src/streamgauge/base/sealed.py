@@ -6,6 +6,7 @@ seal is that of all other values. Records of earlier versions have no seal: of t
 compared and nothing else.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -46,21 +47,29 @@ def read(path: str | Path) -> dict[str, Any]:
         raise _damaged(path, "no regular file")
     if path.stat().st_size > LARGEST:
         raise _damaged(path, f"{path.stat().st_size:,} bytes")
-    data = path.read_bytes()
+    try:
+        return decoded(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+
+
+def decoded(data: bytes) -> dict[str, Any]:
+    """The record that bytes hold.
+
+    Raises:
+        ValueError: they are no JSON of a mapping; or something is not as it was written.
+    """
     try:
         record = json.loads(data)
     except (ValueError, RecursionError):
-        raise _damaged(path, "not JSON") from None
+        raise ValueError("not JSON") from None
     if not isinstance(record, dict):
-        raise _damaged(path, "no mapping")
+        raise ValueError("no mapping")
     # deep enough to be read is not always deep enough to be written
-    try:
-        same = (text(record) if SEAL in record else _text(record)).encode() == data
-    except (ValueError, RecursionError):
-        same = False
-    if not same:
-        raise _damaged(path, "its seal does not fit its content")
-    return record
+    with contextlib.suppress(ValueError, RecursionError):
+        if (text(record) if SEAL in record else _text(record)).encode() == data:
+            return record
+    raise ValueError("its seal does not fit its content")
 
 
 def _text(record: Mapping[str, Any]) -> str:

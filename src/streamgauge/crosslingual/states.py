@@ -4,14 +4,13 @@ The header (BOS, worked examples) is context only and is not kept. Prompts are p
 which a causal model does not see.
 """
 
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from streamgauge.base import whole_file
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.progress import Progress
 from streamgauge.stores import layer_stores
@@ -74,9 +73,11 @@ def _forward(subject, prompts: pd.DataFrame, folder: Path, batch_size: int, labe
     """Run the model over batches that `folder` lacks; every batch's file, in order."""
     import torch  # not for those who only read states
 
+    from streamgauge.stores import checkpoints
+
     lengths = prompts["ids"].map(len).to_numpy()
     starts = range(0, len(prompts), batch_size)
-    files = {start: folder / f"{start:06d}-{batch_size}.npy" for start in starts}
+    files = {start: folder / f"{start:06d}-{batch_size}.safetensors" for start in starts}
     finished = {start for start, file in files.items() if file.exists()}
     progress = Progress(
         int(lengths.sum()),
@@ -94,8 +95,9 @@ def _forward(subject, prompts: pd.DataFrame, folder: Path, batch_size: int, labe
         with torch.inference_mode():
             found = subject.residuals(ids, range(subject.n_layers))
         kept = [_spans(found.pop(layer), layer, batch) for layer in range(subject.n_layers)]
-        spans = np.stack(kept)
-        whole_file.replace(files[start], partial(np.save, arr=spans))
+        checkpoints.save(
+            files[start], {str(i): torch.from_numpy(x) for i, x in enumerate(kept)}, {}
+        )
         progress.update(int(lengths[start : start + batch_size].sum()))
     progress.close()
     return list(files.values())
@@ -120,6 +122,8 @@ def _spans(h, layer: int, batch: pd.DataFrame) -> np.ndarray:
 
 def _assemble(subject, prompts, n_tokens, files, final: Path, spec: str) -> None:
     """Join the batches, layer by layer, into the store."""
+    from streamgauge.stores import checkpoints
+
     shape = (subject.n_layers, int(n_tokens.sum()), subject.d_model)
     work = layer_stores.scratch(final, spec)
     layer_stores.create(
@@ -151,9 +155,9 @@ def _assemble(subject, prompts, n_tokens, files, final: Path, spec: str) -> None
         {"languages": _languages(prompts)},
     )
     store = layer_stores.Store(work, writable=True)
-    parts = [np.load(file, mmap_mode="r") for file in files]
     for layer in range(subject.n_layers):
-        store.write("residual", layer, np.concatenate([part[layer] for part in parts])[None])
+        spans = [checkpoints.tensor(file, str(layer)).numpy() for file in files]
+        store.write("residual", layer, np.concatenate(spans)[None])
     store.write_all("n_tokens", n_tokens)
     layer_stores.commit(work, final)
 

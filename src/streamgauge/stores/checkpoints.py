@@ -1,5 +1,10 @@
-"""Checkpoints of long work: tensors and JSON facts in one safetensors file, whole or not there."""
+"""Checkpoints of long work: tensors and JSON facts in one safetensors file, whole or not there.
 
+Each tensor, and the facts, carry a sha256 that every read compares: work is not resumed from bytes
+that were never written.
+"""
+
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,8 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from streamgauge.base import whole_file
+from streamgauge.base import sealed, whole_file
 from streamgauge.base.errors import StreamgaugeError
+
+_OTHER = "its bytes are not those that were written"
+_UNREADABLE = (SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError)
 
 
 def save(path: Path | str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
@@ -20,34 +28,75 @@ def save(path: Path | str, tensors: Mapping[str, torch.Tensor], facts: Mapping[s
     Raises:
         StreamgaugeError: it cannot be written.
     """
-    save_tensors(path, tensors, {"facts": json.dumps(dict(facts))})
+    digests = {name: _sha256(tensor) for name, tensor in tensors.items()}
+    held = sealed.text({"facts": dict(facts), "sha256": digests})
+    save_tensors(path, tensors, {"held": held})
 
 
 def load(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, facts) of a checkpoint.
 
     Raises:
-        StreamgaugeError: the file is no readable checkpoint.
+        StreamgaugeError: the file is no readable checkpoint, or holds others than were written.
     """
     while True:
         before, problem = _which(path), None
         try:
             with safe_open(path, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+                facts, digests = _held(file)
+                tensors = {name: _tensor(file, name, digests) for name in sorted(digests)}
+        except _UNREADABLE as error:
             problem = error
         # opened twice by its name, for header and for tensors: they must be of the same file,
         # though another process may write checkpoints of the same work
         if _which(path) == before:
             break
     if problem:
-        raise StreamgaugeError(
-            f"unreadable checkpoint ({problem})",
-            where=str(path),
-            remedy="Delete it; training starts again from the first step.",
-        ) from problem
+        raise _unreadable(path, problem)
     return tensors, facts
+
+
+def tensor(path: Path | str, name: str) -> torch.Tensor:
+    """One tensor of a checkpoint that no other process writes any more.
+
+    Raises:
+        StreamgaugeError: as for `load`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _tensor(file, name, _held(file)[1])
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _held(file) -> tuple[dict[str, Any], dict[str, str]]:
+    """Facts, and the digests of the tensors, which are those in the file and no others."""
+    held = sealed.decoded(file.metadata()["held"].encode())
+    if sealed.SEAL not in held or held["sha256"].keys() != set(file.keys()):
+        raise ValueError(_OTHER)
+    return held["facts"], held["sha256"]
+
+
+def _tensor(file, name: str, digests: Mapping[str, str]) -> torch.Tensor:
+    found = file.get_tensor(name)
+    if _sha256(found) != digests[name]:
+        raise ValueError(_OTHER)
+    return found
+
+
+def _sha256(x: torch.Tensor) -> str:
+    data = x.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
+    digest.update(data.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _unreadable(path: Path | str, problem: Exception) -> StreamgaugeError:
+    return StreamgaugeError(
+        f"unreadable checkpoint ({problem})",
+        where=str(path),
+        remedy="Delete it; its work starts again from the first step.",
+    )
 
 
 def _which(path: Path | str) -> tuple[int, int, int] | None:
