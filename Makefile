@@ -18,8 +18,8 @@ help:
 
 env: $(BIN)/.installed ## the virtual environment, from the pinned constraints
 
-# Every file is compared with its digest; the second line builds this project and finds the rest
-# in place (another system or Python may need a package more).
+# Every file but torch's is compared with its digest. The second line builds this project and adds
+# torch, of which the index says which build is meant, and what another system or Python needs more.
 # pip is silent while it unpacks: say how far it is. --no-compile leaves byte code to first use.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --progress-bar off
 $(BIN)/.installed: constraints-hashed.txt constraints.txt pyproject.toml
