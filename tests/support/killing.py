@@ -31,8 +31,8 @@ N_SHARDS = ROWS * POSITIONS // TOKENS_PER_SHARD
 CHECKPOINT_SECONDS = 0.02
 LAYER = "results/tiny/prose/L01"
 TOKENS = "results/tiny/prose/tokens-train"
-WHERE = {"subject": "tiny", "corpus": "prose", "ell": "01"}
-ROW = {"subject": "tiny", "corpus": "prose", "split": "train"}
+WORDS = {"subject": "tiny", "corpus": "prose"}
+WHERE, ROW = {**WORDS, "ell": "01"}, {**WORDS, "split": "train"}
 SUBJECT = {"subject": "results/tiny/subject.json", "model": "results/tiny/model"}
 SOURCE = {**SUBJECT, "tokens": f"{TOKENS}.json", "token_store": f"{TOKENS}.zarr"}
 STUDY = {
@@ -43,6 +43,18 @@ STUDY = {
             "context_length": POSITIONS,
             "train_sequences": ROWS,
         }
+    },
+    "subjects": {
+        **pipeline.STUDY["subjects"],
+        "grown": {"source": "scratch", "d_model": 16, "n_layers": 2, "n_heads": 2},
+    },
+    "pretrain": {
+        "corpus": "prose",
+        "vocab_size": 300,
+        "context_length": 16,
+        "tokens": 10_240,
+        "batch_size": 8,
+        "lr": 0.01,
     },
     "harvest": {"batch_size": 2},
     "probes": {"count": 2, "batch_size": 8},
@@ -102,11 +114,15 @@ def training(objective, tokens) -> dict:
 
 def start(folder: Path, job: dict):
     """Start a job in a process of its own."""
-    at = {name: value for name, value in job["wildcards"].items() if name not in ("part", "parts")}
-    spec = _spec(job["stage"], tuple(at.items()))
-    process = PROCESSES.Process(target=_run, args=(folder, job, spec))
+    process = PROCESSES.Process(target=run, args=(folder, keyed(job)))
     process.start()
     return process
+
+
+def keyed(job: dict) -> dict:
+    """A job with the key of its artifact, as `run` wants it."""
+    at = {name: value for name, value in job["wildcards"].items() if name not in ("part", "parts")}
+    return {"spec": _spec(job["stage"], tuple(at.items())), **job}
 
 
 def finish(folder: Path, job: dict) -> None:
@@ -156,7 +172,12 @@ def _spec(stage: str, wildcards: tuple) -> str:
     return keys.spec(pipeline.ROOT, config.validate(overlaid), stage, dict(wildcards))
 
 
-def _run(folder: Path, job: dict, spec: str) -> None:
+def run(folder: Path, job: dict) -> None:
+    """Run a job in this process, which from then on works in `folder`.
+
+    Raises:
+        SystemExit: it failed.
+    """
     os.chdir(folder)
     for path in job["output"].values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +185,7 @@ def _run(folder: Path, job: dict, spec: str) -> None:
         input=InputFiles(fromdict=job["input"]),
         output=OutputFiles(fromdict=job["output"]),
         wildcards=Wildcards(fromdict=job["wildcards"]),
-        params=SimpleNamespace(spec=spec),
+        params=SimpleNamespace(spec=job["spec"]),
         resources=SimpleNamespace(device="cpu"),
         log=["log.txt"],
         threads=1,

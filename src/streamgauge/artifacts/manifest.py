@@ -62,7 +62,8 @@ def write(
         now = (lying or {}).get(top, top)
         was, named = (Path(os.path.relpath(x, path.parent)).as_posix() for x in (now, top))
         found += [(named + name.removeprefix(was), x) for name, x in _walk(path.parent, [now])]
-    _share(file for _, file in found)
+    members = [file for _, file in found]
+    _share(members)
     hashes = {name: _sha256(file) for name, file in found}
     facts = dict(facts or {})
     record = {
@@ -75,10 +76,10 @@ def write(
     text = _text(record)
 
     def put(temporary: Path) -> None:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_text(text)
+        # the manifest gets its name last: what it lists has to be on disk before, names included
+        folders = {folder for file in [path, *members] for folder in file.parents}
+        whole_file.flush(temporary, *members, *folders)
         if commit:
             commit()
 

@@ -25,6 +25,7 @@ from zarr.buffer import cpu
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
+from streamgauge.base import whole_file
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.stores import zarr_trust
 from streamgauge.stores.unfinished import SPEC, is_scratch, remove_siblings, writing
@@ -167,6 +168,7 @@ def commit(scratch: Path | str, final: Path | str) -> None:
         os.replace(scratch, final)
         # only now is the directory gone to a writer that is still at it
         sweep(final)
+        whole_file.flush(final.parent)
     remove_siblings(final)
 
 
@@ -361,6 +363,7 @@ def _replace(path: Path, data) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         temporary.write_bytes(data)
+        whole_file.flush(temporary)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
