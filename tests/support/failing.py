@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -17,6 +18,8 @@ import killing
 from streamgauge.artifacts import manifest
 
 FILES, MEMORY = 1, 2
+# what a part began and could not name; the gather removes it
+BEGUN = re.compile(r"\.part-\d+-of-\d+\.[0-9a-f]{32}|\.partial\.[0-9a-f]{32}")
 SECONDS = 60  # in which a job has to end
 # a disk that is full stays full; a bad block or too many open files pass
 ERRORS = [(errno.ENOSPC, True), (errno.EIO, False), (errno.EMFILE, False)]
@@ -29,6 +32,7 @@ def contents(folder: Path) -> dict:
     return {
         str(path.relative_to(results)): None if path.is_dir() else path.read_bytes()
         for path in sorted(results.rglob("*"))
+        if not BEGUN.search(str(path.relative_to(results)))
     }
 
 
@@ -88,8 +92,13 @@ def how(code: int, said: str) -> str:
     return "one line" if said.count("error: ") == 1 else "no line"
 
 
-def attempt(base: Path, job: dict, kind: int, n: int, expected: dict) -> dict:
-    """One try: what happened, and what is wrong with what it left."""
+def attempt(base: Path, job: dict, kind: int, n: int, expected: dict, known: list) -> dict:
+    """One try: what happened, and what is wrong with what it left.
+
+    Args:
+        expected: what a job that meets no fault leaves.
+        known: what failed jobs have left from which another ended well; it is added to.
+    """
     folder = base.with_name("attempt")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base, folder, symlinks=True)
@@ -103,14 +112,17 @@ def attempt(base: Path, job: dict, kind: int, n: int, expected: dict) -> dict:
                     wrong += manifest.problems(path)
     if code:
         killing.remove_outputs(folder, job)
-        shutil.copy(folder / "said.txt", folder / "said-first.txt")
+        left = contents(folder)
+        if left in known:
+            return {"n": n, "code": code, "end": end, "wrong": wrong, "met": count >= n}
         if fork(folder, job)[0]:
             wrong.append("does not end when run again: " + (folder / "said.txt").read_text()[-500:])
     made = contents(folder)
     wrong += [f"{name} differs" for name in made if made[name] != expected.get(name)]
     wrong += [f"{name} is lacking" for name in expected if name not in made]
-    met = count >= n
-    return {"n": n, "code": code, "end": end, "wrong": wrong, "met": met, "error": error}
+    if code and not wrong:
+        known.append(left)
+    return {"n": n, "code": code, "end": end, "wrong": wrong, "met": count >= n}
 
 
 def main(base: str, job: str, kind: str, start: str, step: str) -> None:
@@ -125,9 +137,9 @@ def main(base: str, job: str, kind: str, start: str, step: str) -> None:
         for name in names.read_text().split():
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-    expected = contents(warm)
+    expected, known = contents(warm), []
     while True:
-        found = attempt(base, job, kind, n, expected)
+        found = attempt(base, job, kind, n, expected, known)
         print(json.dumps(found), flush=True)
         if not found["met"]:
             return

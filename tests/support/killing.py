@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 from snakemake.iocontainers import InputFiles, OutputFiles, Wildcards
 
 import pipeline
@@ -112,6 +113,11 @@ def training(objective, tokens) -> dict:
     return job(stage, SOURCE | inputs, outputs, {**WHERE, "sae": name})
 
 
+def draws(number: int) -> np.random.Generator:
+    """Random moments, the same on every run; others where STREAMGAUGE_SEED is set."""
+    return np.random.default_rng([int(os.environ.get("STREAMGAUGE_SEED", "0")), number])
+
+
 def start(folder: Path, job: dict):
     """Start a job in a process of its own."""
     process = PROCESSES.Process(target=run, args=(folder, keyed(job)))
@@ -172,8 +178,11 @@ def _spec(stage: str, wildcards: tuple) -> str:
     return keys.spec(pipeline.ROOT, config.validate(overlaid), stage, dict(wildcards))
 
 
-def run(folder: Path, job: dict) -> None:
+def run(folder: Path, job: dict, small: bool = True) -> None:
     """Run a job in this process, which from then on works in `folder`.
+
+    Args:
+        small: with small shards and frequent checkpoints: much to resume in little time.
 
     Raises:
         SystemExit: it failed.
@@ -190,8 +199,8 @@ def run(folder: Path, job: dict) -> None:
         log=["log.txt"],
         threads=1,
     )
-    # small shards and frequent checkpoints: much to resume in little time
-    shards.TOKENS_PER_SHARD, shards.TOKENS_PER_CHUNK = TOKENS_PER_SHARD, TOKENS_PER_SHARD // 2
-    train.train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    if small:
+        shards.TOKENS_PER_SHARD, shards.TOKENS_PER_CHUNK = TOKENS_PER_SHARD, TOKENS_PER_SHARD // 2
+        train.train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
     script = pipeline.ROOT / "workflow/scripts" / job["script"]
     runpy.run_path(str(script), {"snakemake": snakemake})
