@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# SLURM for tests/test_slurm.py, from Debian's or Ubuntu's packages, where this may be done.
+# SLURM for test_slurm.py and a C compiler for test_failing_calls.py, from Debian's or Ubuntu's
+# packages, where this may be done.
 # Where it cannot be installed those tests are skipped, so this says why and never fails.
 set -u
-packages=(munge slurmctld slurmd slurm-client)
+packages=(munge slurmctld slurmd slurm-client gcc libc6-dev)
 PATH=$PATH:/usr/sbin:/sbin
 
-lacking() { for c in munged slurmctld slurmd srun; do command -v "$c" >/dev/null || return 0; done; return 1; }
+lacking() { for c in munged slurmctld slurmd srun gcc; do command -v "$c" >/dev/null || return 0; done; return 1; }
 leave() { echo "SLURM: $1; its tests will be skipped (packages: ${packages[*]})"; exit 0; }
 
 lacking || { echo "SLURM: installed already"; exit 0; }

@@ -58,7 +58,7 @@ def shards_done(folder):
 
 
 def test_a_harvest_killed_in_all_its_parts_and_in_the_gather(untouched, tmp_path):
-    rng, parts, gathers = np.random.default_rng(0), [], []
+    rng, parts, gathers = killing.draws(0), [], []
     gather = killing.gather("harvest", "activations", PARTS)
     for attempt in range(50):  # a fast machine needs more of them
         folder = copy(untouched, tmp_path / str(attempt), "L01")
@@ -105,7 +105,7 @@ def steps_done(folder, job):
     ("objective", "steps", "least"), [("mse", 1024, 30), ("behavioral", 100, 5), ("e2e", 100, 5)]
 )
 def test_a_training_killed(untouched, tmp_path, objective, steps, least):
-    rng, kills = np.random.default_rng(1), []
+    rng, kills = killing.draws(1), []
     job = killing.training(objective, steps * STEP_TOKENS)
     killing.finish(untouched, job)
     for attempt in range(50):  # a fast machine needs more of them

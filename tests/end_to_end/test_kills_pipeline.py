@@ -12,9 +12,9 @@ from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+import killing
 import pipeline
 
 pytestmark = pytest.mark.cluster
@@ -47,7 +47,7 @@ class Killer(threading.Thread):
     def __init__(self, folder):
         super().__init__(daemon=True)
         self.scripts = f"{folder}/.snakemake/scripts/"
-        self.rng = np.random.default_rng(0)
+        self.rng = killing.draws(0)
         self.kills, self.at_work, self.over = Counter(), 0, False
 
     def run(self):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 from snakemake.iocontainers import InputFiles, OutputFiles, Wildcards
 
 import pipeline
@@ -31,8 +32,8 @@ N_SHARDS = ROWS * POSITIONS // TOKENS_PER_SHARD
 CHECKPOINT_SECONDS = 0.02
 LAYER = "results/tiny/prose/L01"
 TOKENS = "results/tiny/prose/tokens-train"
-WHERE = {"subject": "tiny", "corpus": "prose", "ell": "01"}
-ROW = {"subject": "tiny", "corpus": "prose", "split": "train"}
+WORDS = {"subject": "tiny", "corpus": "prose"}
+WHERE, ROW = {**WORDS, "ell": "01"}, {**WORDS, "split": "train"}
 SUBJECT = {"subject": "results/tiny/subject.json", "model": "results/tiny/model"}
 SOURCE = {**SUBJECT, "tokens": f"{TOKENS}.json", "token_store": f"{TOKENS}.zarr"}
 STUDY = {
@@ -43,6 +44,18 @@ STUDY = {
             "context_length": POSITIONS,
             "train_sequences": ROWS,
         }
+    },
+    "subjects": {
+        **pipeline.STUDY["subjects"],
+        "grown": {"source": "scratch", "d_model": 16, "n_layers": 2, "n_heads": 2},
+    },
+    "pretrain": {
+        "corpus": "prose",
+        "vocab_size": 300,
+        "context_length": 16,
+        "tokens": 10_240,
+        "batch_size": 8,
+        "lr": 0.01,
     },
     "harvest": {"batch_size": 2},
     "probes": {"count": 2, "batch_size": 8},
@@ -100,13 +113,22 @@ def training(objective, tokens) -> dict:
     return job(stage, SOURCE | inputs, outputs, {**WHERE, "sae": name})
 
 
+def draws(number: int) -> np.random.Generator:
+    """Random moments, the same on every run; others where STREAMGAUGE_SEED is set."""
+    return np.random.default_rng([int(os.environ.get("STREAMGAUGE_SEED", "0")), number])
+
+
 def start(folder: Path, job: dict):
     """Start a job in a process of its own."""
-    at = {name: value for name, value in job["wildcards"].items() if name not in ("part", "parts")}
-    spec = _spec(job["stage"], tuple(at.items()))
-    process = PROCESSES.Process(target=_run, args=(folder, job, spec))
+    process = PROCESSES.Process(target=run, args=(folder, keyed(job)))
     process.start()
     return process
+
+
+def keyed(job: dict) -> dict:
+    """A job with the key of its artifact, as `run` wants it."""
+    at = {name: value for name, value in job["wildcards"].items() if name not in ("part", "parts")}
+    return {"spec": _spec(job["stage"], tuple(at.items())), **job}
 
 
 def finish(folder: Path, job: dict) -> None:
@@ -156,7 +178,15 @@ def _spec(stage: str, wildcards: tuple) -> str:
     return keys.spec(pipeline.ROOT, config.validate(overlaid), stage, dict(wildcards))
 
 
-def _run(folder: Path, job: dict, spec: str) -> None:
+def run(folder: Path, job: dict, small: bool = True) -> None:
+    """Run a job in this process, which from then on works in `folder`.
+
+    Args:
+        small: with small shards and frequent checkpoints: much to resume in little time.
+
+    Raises:
+        SystemExit: it failed.
+    """
     os.chdir(folder)
     for path in job["output"].values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -164,13 +194,13 @@ def _run(folder: Path, job: dict, spec: str) -> None:
         input=InputFiles(fromdict=job["input"]),
         output=OutputFiles(fromdict=job["output"]),
         wildcards=Wildcards(fromdict=job["wildcards"]),
-        params=SimpleNamespace(spec=spec),
+        params=SimpleNamespace(spec=job["spec"]),
         resources=SimpleNamespace(device="cpu"),
         log=["log.txt"],
         threads=1,
     )
-    # small shards and frequent checkpoints: much to resume in little time
-    shards.TOKENS_PER_SHARD, shards.TOKENS_PER_CHUNK = TOKENS_PER_SHARD, TOKENS_PER_SHARD // 2
-    train.train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    if small:
+        shards.TOKENS_PER_SHARD, shards.TOKENS_PER_CHUNK = TOKENS_PER_SHARD, TOKENS_PER_SHARD // 2
+        train.train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
     script = pipeline.ROOT / "workflow/scripts" / job["script"]
     runpy.run_path(str(script), {"snakemake": snakemake})

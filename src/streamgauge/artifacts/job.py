@@ -7,7 +7,7 @@ from typing import Any
 
 from streamgauge.artifacts import inputs, keys, manifest
 from streamgauge.artifacts.stages import STAGES
-from streamgauge.base import job_log
+from streamgauge.base import job_log, whole_file
 from streamgauge.stores import receipts, unfinished
 
 
@@ -131,4 +131,8 @@ def run(snakemake, functions: Mapping[str, Callable[[Job], None]]) -> None:
     """
     with job_log.job(snakemake.log[0], snakemake.threads):
         job = Job(snakemake, getattr(snakemake.params, "sample", None))
+        if path := getattr(job.out, "manifest", None):
+            # an older manifest was removed for this one: a power cut must not bring it back to
+            # describe the files that are written now
+            whole_file.flush(Path(path).parent)
         functions[STAGES[job.stage].function or job.stage](job)

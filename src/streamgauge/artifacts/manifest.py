@@ -66,11 +66,12 @@ def write(
         StreamgaugeError: it cannot be written.
     """
     path = Path(path)
-    hashes, checksums = {}, {}
+    hashes, checksums, members = {}, {}, []
     for top in sorted(map(Path, files)):
         now = (lying or {}).get(top, top)
         was, named = (Path(os.path.relpath(x, path.parent)).as_posix() for x in (now, top))
         found = [(named + name.removeprefix(was), x) for name, x in _walk(path.parent, [now])]
+        members += [file for _, file in found]
         _share(file for _, file in found)
         hashes |= {name: sha256(file) for name, file in found}
         if top.suffix == ".zarr":
@@ -89,10 +90,10 @@ def write(
     text = sealed.text(record)
 
     def put(temporary: Path) -> None:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_text(text)
+        # the manifest gets its name last: what it lists has to be on disk before, names included
+        folders = {folder for file in [path, *members] for folder in file.parents}
+        whole_file.flush(temporary, *members, *folders)
         if commit:
             commit()
 

@@ -5,9 +5,14 @@ renamed. Two writers of one file never meet, and a library that makes temporary 
 makes them in that folder. A killed writer leaves its folder behind; whoever finishes the file next
 removes it. A live writer whose folder went that way, or together with all the work around it,
 writes again.
+
+After a power cut a file may have any earlier content unless it was flushed, and a name may be there
+or not unless its folder was. So contents are flushed before they get their name, and the name is
+flushed before anything relies on it.
 """
 
 import contextlib
+import errno
 import glob
 import os
 import shutil
@@ -18,6 +23,36 @@ from pathlib import Path
 from streamgauge.base.errors import StreamgaugeError
 
 _HEX = "[0-9a-f]" * 32
+# of file systems that do not flush folders, and of folders that others do not let us open
+_UNFLUSHED = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+def flush(*paths: Path | str) -> None:
+    """Have on disk what files hold, and which names lie in folders (not below them).
+
+    Where a file system does not flush folders, it is left to it when their names are on disk.
+
+    Raises:
+        OSError: there is no such file or folder, or it cannot be written.
+    """
+    for path in paths:
+        try:
+            opened = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)
+        except OSError as error:
+            if error.errno not in _UNFLUSHED or not os.path.isdir(path):
+                raise
 
 
 def replace(path: Path | str, write: Callable[[Path], object]) -> None:
@@ -35,6 +70,9 @@ def replace(path: Path | str, write: Callable[[Path], object]) -> None:
     try:
         while not _written(path, write):
             pass
+        # gone where another process, having finished, cleared all the work away
+        with contextlib.suppress(FileNotFoundError):
+            flush(path.parent)
     except OSError as error:
         raise StreamgaugeError(
             f"cannot be written ({error})",
@@ -58,8 +96,7 @@ def _written(path: Path, write: Callable[[Path], object]) -> bool:
     with beside(path) as temporary:
         try:
             write(temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            flush(temporary)
             os.replace(temporary, path)
         except Exception:
             if temporary.parent.exists():

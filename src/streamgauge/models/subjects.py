@@ -83,6 +83,7 @@ def make(
             _check_expected(facts, block.get("expect") or {})
         except StreamgaugeError as error:  # about the source, not about its copy here
             raise StreamgaugeError(error.problem, where=source, remedy=error.remedy) from error
+        whole_file.flush(*scratch.rglob("*"), scratch)
         shutil.rmtree(directory, ignore_errors=True)
         scratch.rename(directory)
     whole_file.remove_leftovers(directory)

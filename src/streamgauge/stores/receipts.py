@@ -8,9 +8,11 @@ until he has seen it, for no space on disk: a gather that is begun again starts 
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from streamgauge.base import whole_file
 from streamgauge.stores import shards
 from streamgauge.stores.unfinished import SPEC, writing
 from streamgauge.stores.zarr_store import Store
@@ -20,7 +22,7 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EML
 
 
 def leave(receipt: Path | str, scratch: Path | str, part: tuple[int, int]) -> None:
-    """Say that a part is written.
+    """Say that a part is written, in a directory that is whole or not there.
 
     Where the file system has no hard links the directory stays without them: it says the same, but
     nothing can be restored from it.
@@ -38,11 +40,23 @@ def leave(receipt: Path | str, scratch: Path | str, part: tuple[int, int]) -> No
     files = [scratch / SPEC, *scratch.glob("**/zarr.json")]
     for name in store.names:
         files += [store.file(name, i) for i in shards.of_part(part, store.n_shards(name))]
+    begun = receipt.with_name(f"{receipt.name}.{uuid.uuid4().hex}")
     with writing(receipt):
         withdraw(receipt)
-        receipt.mkdir(parents=True)
-        for file in filter(Path.exists, files):
-            _link(file, receipt / file.relative_to(scratch))
+        try:
+            begun.mkdir(parents=True)
+            names = [file.relative_to(scratch) for file in files if file.exists()]
+            for name in names:
+                _link(scratch / name, begun / name)
+            folders = {folder for name in names for folder in name.parents}
+            # where there are no links, the names in the store alone say that its shards are there
+            whole_file.flush(*(top / folder for top in (scratch, begun) for folder in folders))
+            begun.rename(receipt)
+        except OSError:
+            shutil.rmtree(begun, ignore_errors=True)
+            if not receipt.is_dir():  # another process was first
+                raise
+        whole_file.flush(receipt.parent)
 
 
 def restore(scratch: Path | str, receipts: Sequence[Path | str]) -> None:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from streamgauge.base import whole_file
 from streamgauge.base.errors import StreamgaugeError
 
 SPEC = "spec.json"
@@ -61,13 +62,16 @@ def scratch(final: Path | str, spec: str) -> Path:
             # appears with its spec in it, for people who look what lies there
             begun = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
             begun.mkdir(parents=True)
-            (begun / SPEC).write_text(spec)
             try:
+                (begun / SPEC).write_text(spec)
+                whole_file.flush(begun / SPEC, begun)
                 begun.rename(path)
             except OSError:
-                shutil.rmtree(begun)
+                shutil.rmtree(begun, ignore_errors=True)
                 if not path.is_dir():
                     raise
+        # or all that is going to be kept there were lost with a folder above it
+        whole_file.flush(*path.parents)
     return path
 
 

@@ -25,6 +25,7 @@ from zarr.buffer import cpu
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
+from streamgauge.base import whole_file
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.wording import remade
 from streamgauge.stores import vouched, zarr_trust
@@ -170,6 +171,7 @@ def commit(scratch: Path | str, final: Path | str) -> None:
         os.replace(scratch, final)
         # only now is the directory gone to a writer that is still at it
         sweep(final)
+        whole_file.flush(final.parent)
     remove_siblings(final)
 
 
@@ -374,6 +376,7 @@ def _replace(path: Path, data) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         temporary.write_bytes(data)
+        whole_file.flush(temporary)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
