@@ -1,13 +1,15 @@
 """What a script of the workflow has: the files of its rule, its settings, its manifest to write."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamgauge.artifacts import keys, manifest
+from streamgauge.artifacts import claims, keys, manifest
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.base import job_log
+from streamgauge.base.errors import StreamgaugeError
 from streamgauge.stores import receipts, unfinished
 
 
@@ -115,7 +117,10 @@ def part_of(job: Job, *made_from: str) -> Iterator[tuple[Path, tuple[int, int]]]
 
 
 def run(snakemake, functions: Mapping[str, Callable[[Job], None]]) -> None:
-    """Run the job of a rule: the function of its stage, with a log.
+    """Run the job of a rule: the function of its stage, with a log, and alone.
+
+    Another job that makes the same lives on from a run that was killed. It is waited for, and what
+    it has made is taken.
 
     Args:
         snakemake: what Snakemake gives a script.
@@ -123,4 +128,20 @@ def run(snakemake, functions: Mapping[str, Callable[[Job], None]]) -> None:
     """
     job = Job(snakemake, getattr(snakemake.params, "sample", None))
     with job_log.job(snakemake.log[0], snakemake.threads):
-        functions[STAGES[job.stage].function or job.stage](job)
+        with claims.held(job.out.get("manifest") or job.out[0]) as waited:
+            if not (waited and _made(job)):
+                functions[STAGES[job.stage].function or job.stage](job)
+
+
+def _made(job: Job) -> bool:
+    """Whether the artifact of a job lies there, with all its files; never so for a part."""
+    path = job.out.get("manifest")
+    try:
+        return (
+            path is not None
+            and manifest.read(path)["spec"] == json.loads(job.spec)
+            # a workflow engine may have removed files of it before it started this job
+            and not manifest.problems(path, contents=False)
+        )
+    except StreamgaugeError:
+        return False
