@@ -80,7 +80,7 @@ class Holder:
 def elsewhere(results, *names, ticket=1, age=0, **more):
     """The claim of a process on another machine; gives its file."""
     who = processes.myself() | {"machine": "another", "host": "far", "run": ""} | more
-    folder = results / claims.FOLDER / f"{more.get('kind', 'run')}-{ticket:032x}"
+    folder = results / claims.FOLDER / f"{more.get('kind', 'run')}-{0:032x}"
     folder.mkdir(parents=True)
     record = {"who": who, "since": "noon", "ticket": ticket, "narrowed": True}
     file = folder / claim_file.NAME
@@ -230,6 +230,13 @@ class Beats(threading.Thread):
 
 def test_a_process_elsewhere_lives_as_long_as_its_claim_changes(tmp_path):
     beats = Beats(elsewhere(tmp_path, "a.json"))
+    threading.Timer(3 * QUIET, beats.over.set).start()
+    with seconds(4 * QUIET):
+        acquire(tmp_path, "a.json", quiet=QUIET).release()
+
+
+def test_who_has_no_ticket_yet_may_have_looked_before_we_came(tmp_path):
+    beats = Beats(elsewhere(tmp_path, "a.json", ticket=None))
     threading.Timer(3 * QUIET, beats.over.set).start()
     with seconds(4 * QUIET):
         acquire(tmp_path, "a.json", quiet=QUIET).release()
