@@ -25,7 +25,7 @@ if re.search(ODD, sys.executable):
             " make env VENV=$HOME/streamgauge-env"
         )
 
-from streamgauge.artifacts import blocks, keys, verify
+from streamgauge.artifacts import blocks, claims, keys, verify
 from streamgauge.artifacts.figures import FIGURES as DRAWN
 from streamgauge.artifacts.stages import CROSS_TABLES, STAGES
 from streamgauge.base import paths, project, yaml_file
@@ -82,9 +82,61 @@ refuse_to_replace()
 wildcard_constraints:
     **paths.WILDCARDS,
 
+
+class Alone:
+    """Runs the workflow while no other run writes the same artifacts, from whatever checkout.
+
+    Snakemake's lock is that of one checkout, and Snakemake removes what a job is to make anew:
+    who makes what has to be settled before it looks at what is there.
+    """
+
+    def __init__(self):
+        self.execute, workflow.execute = workflow.execute, self
+        self.record = f"studies/{config['study']}/study.json"
+
+    def __call__(self, executor_plugin, **settings):
+        if executor_plugin.common_settings.dryrun_exec or not workflow.is_main_process:
+            return self.execute(executor_plugin=executor_plugin, **settings)
+        asked = [STAGES[stage].path.format(**place) for stage, place in cells.artifacts(config)]
+        try:
+            for folder in (".snakemake", "logs"):
+                claims.writable(folder)
+            self.claim = claims.acquire("results", self.names([*asked, *workflow.dag_settings.targets]))
+        except StreamgaugeError as error:
+            raise WorkflowError(str(error))
+        try:
+            os.environ[claims.RUN] = self.claim.id
+            # since the configuration was read, another study may have begun
+            OTHERS[:] = replacing.others(config)
+            refuse_to_replace()
+            replacing.mend_record(config)
+            return self.execute(executor_plugin=executor_plugin, **settings)
+        finally:
+            self.claim.release()
+
+    def narrow(self):
+        """Claim what the jobs write that are to run."""
+        jobs = list(workflow.dag.needrun_jobs())
+        try:
+            self.claim.narrow(
+                self.names(file for job in jobs for file in job.output),
+                self.names(file for job in jobs for file in job.input),
+            )
+        except StreamgaugeError as error:
+            raise WorkflowError(str(error))
+
+    def names(self, paths):
+        """Paths below results, and the record of the study: runs of one study take turns."""
+        below = (path.removeprefix("results/") for path in paths if path.startswith("results/"))
+        return {self.record, *below}
+
+
+ALONE = Alone()
+
 # before the first job; not on a dry run, nor in the processes of jobs
 onstart:
     replacing.leave_record(config, {file for job in workflow.dag.jobs for file in job.output})
+    ALONE.narrow()
 
 if not workflow.modifier.is_main_snakefile():  # Snakemake calls no handler of a module
 

@@ -1,13 +1,15 @@
 """What a script of the workflow has: the files of its rule, its settings, its manifest to write."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamgauge.artifacts import inputs, keys, manifest
+from streamgauge.artifacts import claims, inputs, keys, manifest
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.base import job_log, whole_file
+from streamgauge.base.errors import StreamgaugeError
 from streamgauge.stores import receipts, unfinished
 
 
@@ -123,16 +125,36 @@ def part_of(job: Job, *made_from: str) -> Iterator[tuple[Path, tuple[int, int]]]
 
 
 def run(snakemake, functions: Mapping[str, Callable[[Job], None]]) -> None:
-    """Run the job of a rule: the function of its stage, with a log.
+    """Run the job of a rule: the function of its stage, with a log, and alone.
+
+    Another job that makes the same lives on from a run that was killed. It is waited for, and what
+    it has made is taken.
 
     Args:
         snakemake: what Snakemake gives a script.
         functions: of the script, by name.
     """
     with job_log.job(snakemake.log[0], snakemake.threads):
-        job = Job(snakemake, getattr(snakemake.params, "sample", None))
-        if path := getattr(job.out, "manifest", None):
+        own = snakemake.output.get("manifest") or snakemake.output[0]
+        with claims.held(own) as waited:
+            job = Job(snakemake, getattr(snakemake.params, "sample", None))
+            if waited and _made(job):
+                return
             # an older manifest was removed for this one: a power cut must not bring it back to
             # describe the files that are written now
-            whole_file.flush(Path(path).parent)
-        functions[STAGES[job.stage].function or job.stage](job)
+            whole_file.flush(Path(own).parent)
+            functions[STAGES[job.stage].function or job.stage](job)
+
+
+def _made(job: Job) -> bool:
+    """Whether the artifact of a job lies there, with all its files; never so for a part."""
+    path = job.out.get("manifest")
+    try:
+        return (
+            path is not None
+            and manifest.read(path)["spec"] == json.loads(job.spec)
+            # a workflow engine may have removed files of it before it started this job
+            and not manifest.problems(path, contents=False)
+        )
+    except StreamgaugeError:
+        return False

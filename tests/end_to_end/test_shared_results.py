@@ -1,0 +1,210 @@
+"""Two checkouts whose results are one folder, and two real Snakemakes that start as they like."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline
+import small_disk
+from streamgauge.artifacts import claims
+
+TOKENS = "results/tiny/prose/tokens-eval.json"
+SAE = "results/tiny/prose/L01/sae/topk-x4-k2-t1024-mse-seed0"
+
+
+class Run:
+    """A Snakemake at work in a checkout."""
+
+    def __init__(self, folder, *targets):
+        self.folder, self.log = folder, folder / "said.txt"
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *targets]
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--configfile", "study.yaml"],
+                cwd=folder,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder / "src")},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def said(self):
+        return self.log.read_text()
+
+    def has_said(self, text, seconds=120):
+        """Wait for a line."""
+        end = time.monotonic() + seconds
+        while text not in self.said:
+            assert time.monotonic() < end and self.process.poll() is None, self.said[-3000:]
+            time.sleep(0.01)
+
+    def ends_well(self):
+        assert self.process.wait(900) == 0, self.said[-3000:]
+        assert "not present when the DAG was created" not in self.said
+        assert "Traceback" not in self.said
+
+
+def checkouts(folder):
+    """Two checkouts of one study, whose results are one folder."""
+    made, shared = [], folder / "shared"
+    shared.mkdir()
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        made.append(pipeline.create(folder / name))
+        (made[-1] / "results").symlink_to(shared)
+    return (*made, shared)
+
+
+def contents(results):
+    """Every file but the record of the study, which says what was asked for."""
+    return {
+        str(path.relative_to(results)): path.read_bytes()
+        for path in results.rglob("*")
+        if path.is_file() and path.name not in ("study.json", ".snakemake_timestamp")
+    }
+
+
+def states(results):
+    """Inode and time of every file of every finished artifact."""
+    return {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in results.rglob("*")
+        if path.is_file() and ".runs" not in path.parts and path.name != "study.json"
+    }
+
+
+def left_over(results):
+    """What a run should not leave: claims, scratch, receipts."""
+    return [p for p in results.rglob(".*") if p.name != ".snakemake_timestamp"]
+
+
+def same_as_alone(results, finished):
+    """Whether what lies there is, as far as it was asked for, what one run alone has made."""
+    made, expected = contents(results), contents(finished / "results")
+    assert made.keys() <= expected.keys() and left_over(results) == []
+    assert [name for name in made if made[name] != expected[name]] == []
+    return made
+
+
+def test_two_that_start_together_make_it_once(tmp_path, finished_once):
+    one, two, shared = checkouts(tmp_path)
+    runs = [Run(folder, TOKENS) for folder in (one, two)]
+    for run in runs:
+        run.ends_well()
+    made = same_as_alone(shared, finished_once)
+    assert "tiny/prose/tokens-eval.json" in made and "tiny/model/config.json" in made
+    jobs = sorted(run.said.count("Finished jobid") for run in runs)
+    assert jobs == [0, 2]
+    (waiting,) = [run for run in runs if "streamgauge: waiting for " in run.said]
+    assert "Nothing to be done" in waiting.said and "run of " in waiting.said
+
+
+@pytest.mark.cluster
+def test_two_whole_studies_that_start_together(tmp_path, finished_once):
+    one, two, shared = checkouts(tmp_path)
+    runs = [Run(folder) for folder in (one, two)]
+    for run in runs:
+        run.ends_well()
+    assert same_as_alone(shared, finished_once).keys() == contents(finished_once / "results").keys()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("seed", range(5))
+def test_one_that_starts_later_removes_nothing(tmp_path, finished_once, seed):
+    """At a moment drawn: after some of the jobs, and up to three seconds more."""
+    one, two, shared = checkouts(tmp_path)
+    rng = np.random.default_rng(seed)
+    first = Run(one, f"{SAE}/scores.json")
+    n = int(rng.integers(1, 12))
+    first.has_said(f"\n{n} of ")
+    time.sleep(rng.uniform(0, 3))
+    second = Run(two, f"{SAE}/scores.json")
+    first.ends_well()
+    before = states(shared)
+    second.ends_well()
+    assert {path: state for path, state in states(shared).items() if path in before} == before
+    same_as_alone(shared, finished_once)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    "rule", ["subject tiny", "harvest tiny layer 01, train, part", "train SAE"]
+)
+def test_one_that_starts_when_the_first_was_killed(tmp_path, finished_once, rule):
+    """The jobs of the first live on, and nobody takes note of their end."""
+    one, two, shared = checkouts(tmp_path)
+    first = Run(one, f"{SAE}/scores.json")
+    first.has_said(f": {rule}")
+    # its jobs have said who they are, and are at work
+    while not list(shared.glob(f"{claims.FOLDER}/job-*/*.json")):
+        assert first.process.poll() is None
+        time.sleep(0.01)
+    orphans = jobs_of(one)
+    assert orphans
+    first.process.send_signal(signal.SIGKILL)
+    before = states(shared)
+    second = Run(two, f"{SAE}/scores.json")
+    second.ends_well()
+    first.process.wait()
+    finished = {path for path in before if path.suffix == ".json" and is_manifest(path)}
+    assert {p: states(shared)[p] for p in finished} == {p: before[p] for p in finished}
+    same_as_alone(shared, finished_once)
+
+
+def jobs_of(folder):
+    """The processes of a checkout's jobs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if len(words) > 1 and words[1].startswith(f"{folder}/.snakemake/scripts/"):
+            found.append(int(process.name))
+    return found
+
+
+def is_manifest(path):
+    return path.parent.name != "model" and path.name not in ("cfg.json", "zarr.json")
+
+
+def test_an_orphan_and_its_successor_share_the_work(tmp_path, finished_once):
+    """The model's folder, which a job gives its name in one step, is neither lost nor mixed."""
+    one, two, shared = checkouts(tmp_path)
+    first = Run(one, "results/tiny/subject.json")
+    while not (jobs := list(shared.glob(f"{claims.FOLDER}/job-*/*.json"))):
+        assert first.process.poll() is None, first.said
+        time.sleep(0.005)
+    (orphan,) = jobs_of(one)
+    os.kill(orphan, signal.SIGSTOP)
+    first.process.kill()
+    second = Run(two, "results/tiny/subject.json")
+    second.has_said("streamgauge: waiting for results/tiny/subject.json: job of ")
+    assert jobs[0].exists() and f"process {orphan}" in second.said
+    os.kill(orphan, signal.SIGCONT)
+    second.ends_well()
+    first.process.wait()
+    # the orphan has made it, and was not repeated
+    assert second.said.count("hashing the weights") == 0
+    assert "tiny/model/config.json" in same_as_alone(shared, finished_once)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    with small_disk.mounted(tmp_path / "disk", 4) as disk:
+        folder = tmp_path / "one"
+        folder.mkdir()
+        pipeline.create(folder)
+        (folder / "results").symlink_to(disk)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        done = pipeline.snakemake(folder, TOKENS, check=False)
+        assert done.returncode and "Building DAG" not in done.stdout
+        assert "results: cannot be written (Read-only file system)." in done.stdout
+        assert "make it writable" in done.stdout and "Traceback" not in done.stdout
+        # what writes nothing is not kept from it
+        assert pipeline.planned(folder, TOKENS)
