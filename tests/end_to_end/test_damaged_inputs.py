@@ -1,9 +1,8 @@
 """Damage never becomes a result: every job refuses every damaged input, and says what to do."""
 
 import contextlib
-import json
 import random
-import shlex
+import re
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -14,7 +13,6 @@ import yaml
 import damages
 import pipeline
 import planned_jobs
-import tiny_models
 from streamgauge.artifacts import catalogue, manifest, verify
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.artifacts.worker import Worker
@@ -34,6 +32,105 @@ def project(finished):
     """The finished study, as the working directory."""
     with contextlib.chdir(finished):
         yield finished
+
+
+# --- the scenario, step by step ------------------------------------------------------------------
+def flip_weights():
+    """One bit of the weights."""
+    weights = K2 / "sae_weights.safetensors"
+    weights.write_bytes(damages.spoilt(weights.read_bytes(), "flip", random.Random(1)))
+    return again(K2 / "per_sequence.json")
+
+
+def swap_weights():
+    """Those of two sparsities."""
+    damages.exchange(*(folder / "sae_weights.safetensors" for folder in (K2, K4)))
+    return again(*(folder / "per_sequence.json" for folder in (K2, K4)))
+
+
+def swap_folders():
+    """Two SAEs, manifests and scores included."""
+    damages.exchange(K2, K4)
+    return again(K2 / "per_sequence.json")
+
+
+def forget_the_tokenizer():
+    """Without its configuration a tokenizer gives other tokens."""
+    (MODEL / "tokenizer_config.json").unlink()
+    return again(Path("results/tiny/prose/tokens-eval.json"))
+
+
+def again(*manifests):
+    """Remove them; what to ask for, so that they and all that needs them is looked at again."""
+    for path in manifests:
+        path.unlink()
+    return [*map(str, manifests), "all"]
+
+
+def remedies(text):
+    """The lines of jobs about damage, and the commands that they give."""
+    lines = {line for line in text.splitlines() if "Make it anew: " in line}
+    found = [re.search(r"Make it anew: (rm -r?f .+), then run snakemake again", x) for x in lines]
+    return lines, {match.group(1) for match in found}
+
+
+def launder(project, damage, named, maker):
+    """Damage, run, obey what is printed until all is made: nothing but the original is left."""
+    before = pipeline.digests(project)
+    asked = damage()
+    damaged = pipeline.digests(project)
+    first = pipeline.snakemake(project, *asked, check=False)
+    lines, commands = remedies(first.stdout)
+    assert first.returncode and "Traceback" not in first.stdout, first.stdout
+    assert any(f"{named}: " in x and f"rule {maker} made it" in x for x in lines), first.stdout
+    assert f"rm -f {named}" in commands
+    # of what is there nothing has changed: no number has come out of it
+    after = pipeline.digests(project)
+    assert {path: damaged.get(path) for path in after} == after
+    for _ in range(6):
+        for command in commands:
+            assert pipeline.shell(project, command).returncode == 0
+        done = pipeline.snakemake(project, *asked, check=False)
+        if done.returncode == 0:
+            break
+        commands = remedies(done.stdout)[1]
+        assert commands, done.stdout
+    return before
+
+
+def all_is_well(project):
+    """What `verify` says, but the last line, if all is well."""
+    valid = config.validate(config.load([project / "config.yaml", project / "study.yaml"]))
+    said = []
+    flags = ["--configfile", "study.yaml"]
+    return verify.verify(["results"], project, valid, said.append, flags), said
+
+
+def test_a_flipped_bit_is_not_laundered(project):
+    before = launder(project, flip_weights, K2 / "sae.json", "train_sae")
+    assert pipeline.digests(project) == before
+    well, said = all_is_well(project)
+    assert well, said
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("damage", "named", "maker"),
+    [
+        (swap_weights, K2 / "sae.json", "train_sae"),
+        (swap_folders, K2 / "sae.json", "train_sae"),
+        (forget_the_tokenizer, MODEL.with_name("subject.json"), "subject"),
+    ],
+)
+def test_nothing_damaged_is_laundered(project, damage, named, maker):
+    before = launder(project, damage, named, maker)
+    for _ in range(2):  # what no job has read is found by `verify`
+        well, said = all_is_well(project)
+        for line in said[:-1]:
+            done = pipeline.shell(project, line.partition("emedy: ")[2] or "true")
+            assert done.returncode == 0, done.stdout
+    assert well, said
+    assert pipeline.digests(project) == before
 
 
 # --- the workflow as it is planned ---------------------------------------------------------------
@@ -90,7 +187,7 @@ def test_a_rule_writes_what_the_registry_says(planned):
             assert job.output["manifest"] == job.outputs[0] == expected[0]
 
 
-# --- every job and every input ---------------------------------------------------------------------
+# --- every job and every input -------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def worker(project, tmp_path_factory):
     """Runs scripts of the workflow; what they import is there already."""
