@@ -1,6 +1,8 @@
 """`verify` finds every damage, puts it at the right artifact, and accuses nothing healthy."""
 
 import contextlib
+import json
+import os
 import random
 import shlex
 from collections import Counter, defaultdict
@@ -12,7 +14,8 @@ import pytest
 import zarr
 
 import damages
-from streamgauge.artifacts import verify
+from streamgauge.artifacts import catalogue, manifest, verify
+from streamgauge.base.paths import CORPUS, LAYER, sae_folder
 from streamgauge.planning import config
 
 FOREIGN = ["foreign.zarr", "notes.json", "tiny/foreign.csv", "tiny/page.html", "tiny/other.zarr"]
@@ -136,3 +139,96 @@ def damage_everything(folder, each, rng, aside):
 
 def test_every_damage_is_put_where_it_is(project, tmp_path):
     damage_everything(project, 2, random.Random(13), tmp_path)
+
+
+# --- what was made from what nobody vouches for ---------------------------------------------------
+WEIGHTS = Path(
+    LAYER.format(subject="tiny", corpus="prose", ell="01"),
+    "sae",
+    sae_folder(expansion=4, k=2, tokens=1024, objective="mse", seed=0),
+    "sae_weights.safetensors",
+)
+TOKENS = Path(CORPUS.format(subject="tiny", corpus="prose"), "tokens-eval.json")
+
+
+def inputs():
+    """Every manifest of the study -> the manifests that it was made from."""
+    return {
+        path: {Path(os.path.normpath(path.parent / name)) for name in manifest.read(path)["inputs"]}
+        for path in catalogue.find(Path("results"))
+    }
+
+
+def made_from(*sources):
+    """All that was made from artifacts, and from that."""
+    found, above = set(), inputs()
+    while more := {p for p, made in above.items() if made & (found | set(sources))} - found:
+        found |= more
+    return found
+
+
+def unseal(*paths):
+    """Give manifests the form that earlier versions wrote."""
+    for path in paths:
+        record = {key: x for key, x in manifest.read(path).items() if key in manifest.KEYS}
+        path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+@pytest.fixture
+def study(project):
+    """The study; its manifests are put back afterwards, and the weights."""
+    kept = {path: path.read_bytes() for path in [*catalogue.find(Path("results")), WEIGHTS]}
+    yield project
+    for path, data in kept.items():
+        path.write_bytes(data)
+
+
+def damage_weights():
+    WEIGHTS.write_bytes(damages.spoilt(WEIGHTS.read_bytes(), "flip", random.Random(3)))
+
+
+def earlier_version(*unsealed):
+    """Weights damaged under a study whose manifests `unsealed`, or all, have no seal."""
+    own = WEIGHTS.with_name("sae.json")
+    followers = made_from(own)
+    some = followers & {WEIGHTS.with_name(f"{name}.json") for name in unsealed}
+    unseal(*(some or catalogue.find(Path("results"))))
+    damage_weights()
+    return {own}, some | made_from(*some) if some else followers
+
+
+def made_anew():
+    """Tokens made anew, which are others: nothing is damaged."""
+    record = manifest.read(TOKENS)
+    sources = [TOKENS.parent / name for name in record["inputs"]]
+    facts = record["facts"] | {"note": 1}
+    manifest.write(
+        TOKENS, json.dumps(record["spec"]), [TOKENS.with_suffix(".zarr")], sources, facts
+    )
+    return set(), made_from(TOKENS)
+
+
+TAINTED = {
+    "sealed": lambda: (damage_weights() or {WEIGHTS.with_name("sae.json")}, set()),
+    "all of an earlier version": earlier_version,
+    "one of an earlier version": lambda: earlier_version("per_sequence"),
+    "its end of an earlier version": lambda: earlier_version("scores"),
+    "two of an earlier version": lambda: earlier_version("sensitivity", "attention"),
+    "made anew": made_anew,
+}
+
+
+@pytest.mark.parametrize("how", TAINTED)
+def test_what_nobody_vouches_for_is_made_again_as_a_set(study, how):
+    damaged, tainted = TAINTED[how]()
+    well, lines = verified(study)
+    accused, removed, made = named(lines)
+    assert not well and accused == removed == made == damaged | tainted
+    sets = [line for line in lines if line.startswith("Remedy for what")]
+    assert len(sets) == bool(tainted)
+    # of one artifact `verify` says what it says of it among all
+    for path in catalogue.find(Path("results")):
+        alone, lines = verified(study, [path])
+        accused, removed, made = named(lines)
+        assert alone == (path not in damaged | tainted) and accused == (set() if alone else {path})
+        assert removed == made <= damaged | tainted and (alone or path in removed)
