@@ -130,3 +130,21 @@ def planned(folder: Path, *arguments: str) -> set[str]:
     found = re.findall(r"^Job \d+: (.*)$", out, re.M)
     assert len(found) == len(set(found)), "every message names one job"
     return set(found)
+
+
+def shell(folder: Path, command: str):
+    """Run a command that was printed, as a user would: in a shell, in the folder of the study."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": path, "PYTHONPATH": str(folder / "src")}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(["sh", "-c", command], cwd=folder, env=env, text=True, **out)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Path -> digest of every file below the results of a study."""
+    files = (file for file in (folder / "results").rglob("*") if file.is_file())
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.name != ".snakemake_timestamp"
+    }

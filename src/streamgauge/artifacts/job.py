@@ -44,7 +44,8 @@ class Job:
         self.stage = keys.stage(self.spec)
         self.device = getattr(snakemake.resources, "device", "cpu")
         self.sample = sample
-        self._seen = inputs.check(_flat(self.source), getattr(snakemake, "threads", 1))
+        named = (paths for _, paths in self.source.items())
+        self._seen = inputs.check(_flat(named), getattr(snakemake, "threads", 1))
 
     def settings(self, block: str) -> Any:
         """The block of the configuration named `block`, as the key holds it.

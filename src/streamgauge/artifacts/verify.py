@@ -87,7 +87,12 @@ class Finding(NamedTuple):
 
 
 def check(
-    path: Path, root: Path, config: Mapping, tick: Callable[[int], None] | None = None
+    path: Path,
+    root: Path,
+    config: Mapping,
+    tick: Callable[[int], None] | None = None,
+    *,
+    contents: bool = True,
 ) -> Finding:
     """Everything wrong with one artifact but what it was made from.
 
@@ -96,6 +101,7 @@ def check(
         root: the folder that holds the Snakefile.
         config: the validated config.
         tick: called with the number of bytes of every file read.
+        contents: read the files; else only their names are compared.
     """
     try:
         if path.is_symlink():
@@ -103,7 +109,7 @@ def check(
         if not path.exists():
             return Finding(["has no manifest: unfinished, or it was deleted"], [], [])
         record = catalogue.read(path)
-        damaged = manifest.changed(path, record, tick)
+        damaged = manifest.changed(path, record, tick, contents=contents)
     except StreamgaugeError as error:
         return Finding([error.problem], [], [])
     except (OSError, ValueError) as error:
@@ -167,6 +173,25 @@ def _sealed(path: Path) -> bool:
     return sealed.SEAL in catalogue.read(path)
 
 
+def _sources(manifests: Sequence[Path]) -> dict[Path, bool]:
+    """All that artifacts were made from and that is not among them, where it is there.
+
+    Returns:
+        Manifest -> whether its files have to be read: an artifact without a seal was made from it.
+    """
+    made_from = {path: _inputs(path) for path in manifests}
+    queue = list(manifests)
+    while queue:
+        for source in made_from[queue.pop()]:
+            if source not in made_from and os.path.lexists(source):
+                made_from[source] = _inputs(source)
+                queue.append(source)
+    doubted = {
+        x for path, inputs in made_from.items() if inputs and not _sealed(path) for x in inputs
+    }
+    return {path: path in doubted for path in list(made_from)[len(manifests) :]}
+
+
 def _followers(made_from: Mapping[Path, Iterable[Path]]) -> dict[Path, list[Path]]:
     found: dict[Path, list[Path]] = {}
     for path, inputs in made_from.items():
@@ -199,9 +224,13 @@ def verify(
         StreamgaugeError: a path does not exist or is no artifact.
     """
     manifests = list(dict.fromkeys(found for path in paths for found in below(Path(path))))
-    sizes = [catalogue.size(path) for path in manifests]
-    megabytes = _Megabytes(sum(sizes))
-    found = taint({path: check(path, root, config, megabytes.tick) for path in manifests})
+    sizes = {path: catalogue.size(path) for path in manifests}
+    whole = dict.fromkeys(manifests, True) | _sources(manifests)
+    megabytes = _Megabytes(sum(map(catalogue.size, filter(whole.get, whole))))
+    everything = taint(
+        {path: check(path, root, config, megabytes.tick, contents=whole[path]) for path in whole}
+    )
+    found = {path: one for path, one in everything.items() if path in sizes or path not in whole}
     for path, one in found.items():
         if not one.described:
             say(f"{path}: {UNDESCRIBED}; its files were checked, its spec was not")
@@ -210,11 +239,11 @@ def verify(
             say(f"{path}: {problem}. Remedy: {_remedy([path], flags)}")
         for problem in _few(one.tainted):
             say(f"{path}: {problem}")
-    again = [path for path, one in found.items() if one.tainted]
+    again = [path for path, one in everything.items() if one.tainted]
     if again:
         # what they were made from comes first where it is damaged: its own line says so too
         sources = {source for path in again for source in _inputs(path)}
-        again += [path for path in sources if path in found and found[path].damaged]
+        again += [path for path in sources if everything[path].damaged and path not in again]
         say(f"Remedy for what was made from it: {_remedy(sorted(again), flags)}")
     lost = list(records.problems(filter(Path.is_dir, map(Path, paths)), manifests))
     for path, problem in lost:
@@ -224,7 +253,7 @@ def verify(
     artifacts = f"{len(found)} artifact{'s' * (len(found) != 1)}"
     outside = f", {strangers} {UNDESCRIBED}" if strangers else ""
     verdict = f"{n_problems} problem{'s' * (n_problems != 1)}" if n_problems else "all is well"
-    say(f"{artifacts}, {bytes_in_words(sum(sizes))}{outside}: {verdict}")
+    say(f"{artifacts}, {bytes_in_words(sum(sizes.values()))}{outside}: {verdict}")
     return not n_problems
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from streamgauge.base import sealed
 from streamgauge.base.errors import StreamgaugeError
+from streamgauge.base.wording import remade
 
 FILES, CHECKSUMS = "files", "checksums"
 _CRC = 4  # bytes of a crc32c, behind every chunk and behind the index of a shard
@@ -119,10 +120,10 @@ def of(store: Path) -> Vouched | None:
         record = sealed.read(path)
     except FileNotFoundError:
         return None
-    except StreamgaugeError:
+    except StreamgaugeError as error:
         if _foreign(path):
             return None
-        raise
+        raise StreamgaugeError(error.problem, where=str(path), remedy=remade(path)) from None
     return Vouched(store, record) if isinstance(record.get(FILES), dict) else None
 
 

@@ -1,0 +1,234 @@
+"""`verify` finds every damage, puts it at the right artifact, and accuses nothing healthy."""
+
+import contextlib
+import json
+import os
+import random
+import shlex
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+
+import damages
+from streamgauge.artifacts import catalogue, manifest, verify
+from streamgauge.base.paths import CORPUS, LAYER, sae_folder
+from streamgauge.planning import config
+
+FOREIGN = ["foreign.zarr", "notes.json", "tiny/foreign.csv", "tiny/page.html", "tiny/other.zarr"]
+
+
+def leave_foreign_files(results):
+    """What somebody else has put there: stores without a manifest, tables, notes, a page."""
+    (results / "tiny").mkdir(exist_ok=True)
+    for name in ("foreign.zarr", "tiny/other.zarr"):
+        group = zarr.create_group(results / name)
+        group.create_array("x", data=np.arange(12.0))
+    (results / "tiny/other.json").write_text('{"files": ["a"], "x": 1}')
+    (results / "notes.json").write_text('{"note": "mine"}')
+    pd.DataFrame({"a": [1]}).to_csv(results / "tiny/foreign.csv")
+    (results / "tiny/page.html").write_text("<html></html>")
+
+
+@pytest.fixture(scope="module")
+def project(finished):
+    """The finished study with foreign files in it, as the working directory."""
+    leave_foreign_files(finished / "results")
+    with contextlib.chdir(finished):
+        yield finished
+
+
+def settings(folder):
+    return config.validate(config.load([folder / "config.yaml", folder / "study.yaml"]))
+
+
+def verified(folder, paths=("results",)):
+    """Whether all is well, and the lines that say what is not."""
+    said = []
+    well = verify.verify(paths, folder, settings(folder), said.append)
+    return well, [line for line in said[:-1] if verify.UNDESCRIBED not in line]
+
+
+def named(lines):
+    """The artifacts that lines accuse, and what their remedies remove and make.
+
+    Every line has a remedy, of its own or that of the set.
+    """
+    accused, removed, made = set(), set(), set()
+    for line in lines:
+        head, _, remedy = line.partition("emedy")
+        if not line.startswith("Remedy"):
+            accused.add(Path(head.split(": ")[0]))
+        assert remedy or any(other.startswith("Remedy for what") for other in lines), line
+        if remedy:
+            removal, making = remedy.split(": ", 1)[1].split(" && ")
+            removed |= {Path(x) for x in shlex.split(removal)[2:]}
+            made |= {Path(x) for x in shlex.split(making)[1:]}
+    return accused, removed, made
+
+
+class Table:
+    """Damages by kind of file: done, found, put at the right artifact; healthy ones accused."""
+
+    def __init__(self):
+        self.counts, self.faults = defaultdict(Counter), []
+
+    def add(self, damage, accused):
+        count = self.counts[damage.kind]
+        count["damages"] += 1
+        count["found"] += bool(accused & damage.owners)
+        count["right"] += damage.owners <= accused
+        if not damage.owners <= accused:
+            self.faults.append(f"not found: {damage}")
+
+    def check(self):
+        total = sum(self.counts.values(), Counter())
+        print(f"\n{'kind':60} damages  found  right")
+        for kind, count in [*sorted(self.counts.items()), ("all", total)]:
+            print(f"{kind:60} {count['damages']:7} {count['found']:6} {count['right']:6}")
+        print(f"{len(self.counts)} kinds, {len(self.faults)} faults")
+        assert not self.faults, "\n".join(self.faults[:20])
+        assert total["damages"] == total["right"] > 0
+
+
+def rounds(files, each, rng):
+    """Damages of every kind of file, in groups that meet no artifact twice."""
+    drawn = []
+    for kind, members in sorted(files.items()):
+        some = rng.sample(damages.KINDS * -(-each // len(damages.KINDS)), each)
+        drawn += [damages.draw(kind, how, rng.choice(members), members, rng) for how in some]
+    rng.shuffle(drawn)
+    while drawn:
+        taken, owners = [], set()
+        for one in drawn:
+            if not owners & one.owners:
+                taken.append(one)
+                owners |= one.owners
+        yield taken
+        drawn = [one for one in drawn if one not in taken]
+
+
+def damage_everything(folder, each, rng, aside):
+    """Damage every kind of file of a finished study and look what `verify` says."""
+    assert verified(folder)[0]
+    table = Table()
+    for group in rounds(damages.files(Path("results")), each, rng):
+        damaged = frozenset().union(*(one.owners for one in group))
+        with contextlib.ExitStack() as stack:
+            for one in group:
+                stack.enter_context(damages.done(one, rng, aside))
+            well, lines = verified(folder)
+            accused, removed, made = named(lines)
+            assert not well
+            for one in group:
+                table.add(one, accused)
+            for what, found in (("accused", accused), ("removed", removed), ("made", made)):
+                healthy = {
+                    path
+                    for path in found - damaged
+                    if not any(path == one.file and one.how in ("folder", "link") for one in group)
+                }
+                table.faults += [f"{path} is healthy and was {what}" for path in healthy]
+            assert removed >= damaged and not any(name in f"{lines}" for name in FOREIGN), lines
+    assert verified(folder)[0]
+    table.check()
+
+
+def test_every_damage_is_put_where_it_is(project, tmp_path):
+    damage_everything(project, 2, random.Random(13), tmp_path)
+
+
+# --- what was made from what nobody vouches for ---------------------------------------------------
+WEIGHTS = Path(
+    LAYER.format(subject="tiny", corpus="prose", ell="01"),
+    "sae",
+    sae_folder(expansion=4, k=2, tokens=1024, objective="mse", seed=0),
+    "sae_weights.safetensors",
+)
+TOKENS = Path(CORPUS.format(subject="tiny", corpus="prose"), "tokens-eval.json")
+
+
+def inputs():
+    """Every manifest of the study -> the manifests that it was made from."""
+    return {
+        path: {Path(os.path.normpath(path.parent / name)) for name in manifest.read(path)["inputs"]}
+        for path in catalogue.find(Path("results"))
+    }
+
+
+def made_from(*sources):
+    """All that was made from artifacts, and from that."""
+    found, above = set(), inputs()
+    while more := {p for p, made in above.items() if made & (found | set(sources))} - found:
+        found |= more
+    return found
+
+
+def unseal(*paths):
+    """Give manifests the form that earlier versions wrote."""
+    for path in paths:
+        record = {key: x for key, x in manifest.read(path).items() if key in manifest.KEYS}
+        path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+@pytest.fixture
+def study(project):
+    """The study; its manifests are put back afterwards, and the weights."""
+    kept = {path: path.read_bytes() for path in [*catalogue.find(Path("results")), WEIGHTS]}
+    yield project
+    for path, data in kept.items():
+        path.write_bytes(data)
+
+
+def damage_weights():
+    WEIGHTS.write_bytes(damages.spoilt(WEIGHTS.read_bytes(), "flip", random.Random(3)))
+
+
+def earlier_version(*unsealed):
+    """Weights damaged under a study whose manifests `unsealed`, or all, have no seal."""
+    own = WEIGHTS.with_name("sae.json")
+    followers = made_from(own)
+    some = followers & {WEIGHTS.with_name(f"{name}.json") for name in unsealed}
+    unseal(*(some or catalogue.find(Path("results"))))
+    damage_weights()
+    return {own}, some | made_from(*some) if some else followers
+
+
+def made_anew():
+    """Tokens made anew, which are others: nothing is damaged."""
+    record = manifest.read(TOKENS)
+    sources = [TOKENS.parent / name for name in record["inputs"]]
+    facts = record["facts"] | {"note": 1}
+    manifest.write(
+        TOKENS, json.dumps(record["spec"]), [TOKENS.with_suffix(".zarr")], sources, facts
+    )
+    return set(), made_from(TOKENS)
+
+
+TAINTED = {
+    "sealed": lambda: (damage_weights() or {WEIGHTS.with_name("sae.json")}, set()),
+    "all of an earlier version": earlier_version,
+    "one of an earlier version": lambda: earlier_version("per_sequence"),
+    "its end of an earlier version": lambda: earlier_version("scores"),
+    "two of an earlier version": lambda: earlier_version("sensitivity", "attention"),
+    "made anew": made_anew,
+}
+
+
+@pytest.mark.parametrize("how", TAINTED)
+def test_what_nobody_vouches_for_is_made_again_as_a_set(study, how):
+    damaged, tainted = TAINTED[how]()
+    well, lines = verified(study)
+    accused, removed, made = named(lines)
+    assert not well and accused == removed == made == damaged | tainted
+    sets = [line for line in lines if line.startswith("Remedy for what")]
+    assert len(sets) == bool(tainted)
+    # of one artifact `verify` says what it says of it among all
+    for path in catalogue.find(Path("results")):
+        alone, lines = verified(study, [path])
+        accused, removed, made = named(lines)
+        assert alone == (path not in damaged | tainted) and accused == (set() if alone else {path})
+        assert removed == made <= damaged | tainted and (alone or path in removed)
