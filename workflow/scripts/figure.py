@@ -4,16 +4,17 @@ import pandas as pd
 
 from streamgauge.artifacts.figures import drawer
 from streamgauge.artifacts.job import run
+from streamgauge.base.tables import read_csv
 from streamgauge.report import ard_figures, score_figures
 
 
 def figure(job):
     draw = drawer(job.stage.removeprefix("figure_"))
-    save(job, draw(*map(pd.read_csv, job.source.tables), **job.settings("figure")))
+    save(job, draw(*map(read_csv, job.source.tables), **job.settings("figure")))
 
 
 def pr_canyon(job):
-    table = pd.concat(map(pd.read_csv, job.source.tables), ignore_index=True)
+    table = pd.concat(map(read_csv, job.source.tables), ignore_index=True)
     hooked = score_figures.hooked_layers(job.records("hooked"))
     save(job, score_figures.pr_canyon(table, hooked=hooked, **job.settings("figure")))
 

@@ -205,8 +205,7 @@ def picture(path: str | Path):
     Raises:
         StreamgaugeError: there is no picture for this kind.
     """
-    import pandas as pd
-
+    from streamgauge.base.tables import read_csv
     from streamgauge.report import score_figures
 
     path = Path(path)
@@ -220,7 +219,7 @@ def picture(path: str | Path):
         drawn = ["pr_canyon"]
     # tables of a layer, which bear the names of some of a study's, are none of theirs
     if path.suffix == ".csv" and drawn and not re.fullmatch(r"L\d+", path.parent.name):
-        return drawer(drawn[0])(pd.read_csv(path), str(path))
+        return drawer(drawn[0])(read_csv(path), str(path))
     if path.name == "training.csv" and own is not None and own.exists():
         return score_figures.loss_curves(
             score_figures.read_histories([path], [verify.read(own)]), path.parent.name
@@ -260,7 +259,9 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _columns(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    first = next(contents.frames(path))
+    from streamgauge.base.tables import pieces
+
+    first = next(pieces(path))
     for name in first:
         if first[name].dtype.kind in "iuf" and first[name].nunique() > 1:
             yield name, first[name].to_numpy()

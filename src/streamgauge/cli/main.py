@@ -205,6 +205,7 @@ def _estimate(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from streamgauge.base.tables import write_csv
     from streamgauge.studies import proxy_gap
 
     targets = _numbers(options.targets, "--targets")
@@ -220,7 +221,7 @@ def _compare(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         path = out / f"{name}.csv"
-        table.to_csv(path, index=False)
+        write_csv(table, path)
         print(f"{path}: {len(table)} rows")
     return 0
 

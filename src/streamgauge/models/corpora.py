@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from streamgauge.base import tables
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.progress import Progress
 
@@ -226,14 +227,11 @@ def _jsonl(path: Path, column: str) -> Iterator[str | list[int]]:
 
 
 def _parquet(path: Path, column: str) -> Iterator[str | list[int]]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        if column not in file.schema_arrow.names:
-            _value(dict.fromkeys(file.schema_arrow.names), column, str(path))
-        for batch in file.iter_batches(batch_size=1024, columns=[column]):
-            for record in batch.to_pylist():
-                yield _value(record, column, str(path))
+    names = tables.names(path)
+    if column not in names:
+        _value(dict.fromkeys(names), column, str(path))
+    for value in tables.values(path, column):
+        yield _value({column: value}, column, str(path))
 
 
 def _huggingface(block: Mapping[str, Any]) -> Iterator[str | list[int]]:
