@@ -1,9 +1,7 @@
 """Scores of an SAE, and the tables of a study, from tables."""
 
-import pandas as pd
-
 from streamgauge.artifacts.job import run
-from streamgauge.base.tables import read_csv, read_parquet, write_csv
+from streamgauge.base.tables import read_csv, read_parquet, stacked, write_csv
 from streamgauge.crosslingual import tables as suite
 from streamgauge.studies import (
     attention_by_head,
@@ -20,7 +18,7 @@ from streamgauge.studies import published as printed
 def score(job):
     shape = job.facts("sae")
     facts = score_card.scorecard(
-        pd.concat([read_parquet(job.source.table), read_parquet(job.source.baseline_table)]),
+        stacked(read_parquet, [job.source.table, job.source.baseline_table]),
         read_parquet(job.source.latents),
         read_parquet(job.source.sensitivity_table),
         d_model=shape["d_model"],
@@ -55,7 +53,7 @@ def comparisons(job):
 
 
 def depth_profile_table(job):
-    spectra = pd.concat(map(read_csv, job.source.spectra_tables), ignore_index=True)
+    spectra = stacked(read_csv, job.source.spectra_tables)
     budgets = read_csv(job.source.budgets, dtype={"depth": str})
     table = compared.depth_profile(spectra, budgets)
     write_csv(table, job.out.table)

@@ -10,7 +10,7 @@ import csv
 import io
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from streamgauge.base import whole_file
-from streamgauge.base.errors import StreamgaugeError, first_line
+from streamgauge.base.errors import StreamgaugeError, first_line, out_of_memory
 from streamgauge.base.wording import bytes_in_words, shown
 
 CSV_BYTES = 1 << 28  # of a CSV file that is read as a whole
@@ -167,6 +167,11 @@ def names(path: Path | str) -> list[str]:
         return file.schema_arrow.names
 
 
+def stacked(read: Callable[[Any], pd.DataFrame], paths: Iterable[Path | str]) -> pd.DataFrame:
+    """Several tables below each other, their rows numbered anew."""
+    return pd.concat(map(read, paths), ignore_index=True)
+
+
 # --- CSV ----------------------------------------------------------------------------------------
 def _escaped(text: str) -> str:
     return f"'{text}" if _RUN.match(text) else text
@@ -289,8 +294,10 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn what the readers raise about a file into one line that names it."""
     try:
         yield
-    except (StreamgaugeError, MemoryError):  # no memory is no damage
+    except StreamgaugeError:
         raise
     except Exception as error:  # readers of damaged files raise errors of any kind
+        if out_of_memory(error):
+            raise
         reason = getattr(error, "strerror", None) or first_line(error)
         raise StreamgaugeError(f"not a readable table ({reason})", where=str(path)) from error

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from streamgauge.base import tables
-from streamgauge.base.errors import StreamgaugeError
+from streamgauge.base.errors import StreamgaugeError, out_of_memory
 from streamgauge.base.progress import Progress
 
 _LARGEST = 1 << 62  # of what can be a token id at all
@@ -197,6 +197,8 @@ def _file(path: Path, column: str) -> Iterator[str | list[int]]:
     except StreamgaugeError:
         raise
     except Exception as error:  # of whatever kind the reader of a damaged file raises
+        if out_of_memory(error):
+            raise
         raise StreamgaugeError(f"the file cannot be read ({error})", where=str(path)) from error
 
 
@@ -253,6 +255,8 @@ def _huggingface(block: Mapping[str, Any]) -> Iterator[str | list[int]]:
     except StreamgaugeError:
         raise
     except Exception as error:  # of whatever kind the readers of many formats raise
+        if out_of_memory(error):
+            raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StreamgaugeError(
             f"the data set cannot be read ({line})",
