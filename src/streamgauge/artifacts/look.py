@@ -1,7 +1,6 @@
 """Look inside one artifact: what it is, from what, whether it is stale, what is in it."""
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ import numpy as np
 from streamgauge.artifacts import contents, manifest, verify
 from streamgauge.artifacts.figures import FIGURES, drawer
 from streamgauge.artifacts.stages import STAGES
+from streamgauge.base import json_file
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.wording import bytes_in_words
 
@@ -173,8 +173,8 @@ def _content(path: Path, own: Path | None) -> Iterator[str]:
         yield from contents.tensors(path)
     elif path.suffix == ".json":
         try:
-            value = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
+            value = json_file.loads(path.read_bytes())
+        except ValueError as error:
             raise StreamgaugeError(f"not JSON ({error})", where=str(path)) from error
         for key, item in value.items() if isinstance(value, dict) else [("content", value)]:
             yield contents.line(key, contents.flow(item))

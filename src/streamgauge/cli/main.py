@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         input or another end before its time (one line on stderr), 130 interrupted.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    options = _parser(words).parse_args(words)
     try:
+        options = _parser(words).parse_args(words)
         return options.run(options)
     except BrokenPipeError:  # e.g. `streamgauge inspect X | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,6 @@ Sources:
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from streamgauge.base import tables
+from streamgauge.base import json_file, tables
 from streamgauge.base.errors import StreamgaugeError, out_of_memory
 from streamgauge.base.progress import Progress
 
@@ -222,8 +221,8 @@ def _jsonl(path: Path, column: str) -> Iterator[str | list[int]]:
                 continue
             where = f"{path} line {number}"
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                record = json_file.loads(line)
+            except ValueError as error:
                 raise StreamgaugeError(f"this is no JSON ({error})", where=where) from error
             yield _value(record, column, where)
 
