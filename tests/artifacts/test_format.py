@@ -14,7 +14,7 @@ import torch
 import pipeline
 from streamgauge import artifacts, base, stores
 from streamgauge.artifacts import manifest
-from streamgauge.base import whole_file
+from streamgauge.base import tables, whole_file
 from streamgauge.numerics.subspace import Subspace
 from streamgauge.stores import basis_store, checkpoints, layer_stores
 
@@ -61,7 +61,7 @@ def test_stores(tmp_path):
 
 def test_whole_files(tmp_path):
     table = pd.DataFrame({"codec": ["sae", "zero"], "kl": [0.5, np.nan], "n": [1, 2]})
-    whole_file.write_parquet(table, tmp_path / "table.parquet")
+    tables.write_parquet(table, tmp_path / "table.parquet")
     whole_file.replace(tmp_path / "text", lambda path: path.write_text("μ\n", encoding="utf-8"))
     assert digest(tmp_path) == GOLDEN["base", base.FORMAT]
 

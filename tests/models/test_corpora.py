@@ -154,7 +154,7 @@ def test_bad_files_are_named(tmp_path, tokenizer):
         "broken.jsonl": "line 2: this is no JSON",
         "number.jsonl": "holds int, neither text nor",
         "latin.txt": "cannot be read",
-        "no.parquet": "cannot be read",
+        "no.parquet": "not a readable table",
         "page.html": r"files of type \.html",
         "absent.txt": "no such file",
         "other.parquet": "no column 'text'; there are: body, title",

@@ -146,6 +146,20 @@ def test_public_functions_have_docstrings():
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
+def test_tables_are_read_and_written_in_one_place():
+    """Where damage, bombs and formulas are met: `base.tables`."""
+    calls = {"read_csv", "to_csv", "read_parquet", "to_parquet", "ParquetFile", "ParquetWriter"}
+    seen = set()
+    for path in {*MODULES, *SCRIPTS} - {ROOT / "src/streamgauge/base/tables.py"}:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.Attribute) and node.attr in calls), path
+            if isinstance(node, ast.ImportFrom):
+                names = {alias.name for alias in node.names}
+                assert not names & calls or node.module == "streamgauge.base.tables", path
+                seen |= names & calls
+    assert seen == {"read_csv", "read_parquet"}
+
+
 def test_nothing_tracked_is_machine_bound():
     banned = re.compile(r"/(work|root|home|farm)/|https?://(?!json-schema\.org)[^\s]*pypi")
     for folder in ("src", "workflow", "rules", "docs", "benchmarks"):

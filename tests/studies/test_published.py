@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from streamgauge.base import tables
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.cli import main
 from streamgauge.numerics import inference
@@ -302,21 +303,36 @@ def compare(tmp_path, capsys):
 
 
 def test_compare_writes_three_tables(compare):
-    status, out, err, tables = compare(source("s002_fast3_rows"), "--targets", "0.5,0.7,0.9")
+    status, out, err, made = compare(source("s002_fast3_rows"), "--targets", "0.5,0.7,0.9")
     assert status == 0 and err == "" and len(out.splitlines()) == 3
-    assert set(tables) == {"deltas", "correlations", "kstar"}
-    assert len(tables["deltas"]) == 12 and {"k", "small", "big", "gap"} <= set(tables["deltas"])
-    k_star = tables["kstar"].set_index(["model", "target"])
+    assert set(made) == {"deltas", "correlations", "kstar"}
+    assert len(made["deltas"]) == 12 and {"k", "small", "big", "gap"} <= set(made["deltas"])
+    k_star = made["kstar"].set_index(["model", "target"])
     # 70M at 0.7: between k = 16 (0.580) and 32 (0.729)
     assert k_star.k_star["70M", 0.7] == pytest.approx(16 + 16 * 0.12 / 0.149)
     assert k_star.censored["70M", 0.9] == ">k_max"
 
 
+def test_compare_hands_no_formula_on(compare, tmp_path):
+    """A name that a spreadsheet would run comes out as a text, and is read back as it was."""
+    formula = "=cmd|' /C calc'!A0"
+    rows = source("s002_fast3_rows").replace(
+        {"model": {"70M": formula, "160M": "@x", "410M": "-1"}}
+    )
+    status, _, _, made = compare(rows)
+    assert status == 0
+    for name, table in made.items():
+        texts = table.select_dtypes("str").stack()
+        assert not texts.str.startswith(("=", "+", "-", "@")).any() and len(texts) > 4, name
+    again = tables.read_csv(tmp_path / "out/deltas.csv")
+    assert {formula, "@x", "-1"} == {*again.small, *again.big}
+
+
 def test_compare_names_missing_cells(compare):
     rows = source("s002_fast3_rows")
     gone = rows[~((rows.model == "160M") & (rows.k == 32))]
-    status, _, err, tables = compare(gone)
-    assert status == 0 and len(tables["deltas"]) == 10
+    status, _, err, made = compare(gone)
+    assert status == 0 and len(made["deltas"]) == 10
     assert len(err.splitlines()) == 1
     assert "160M has no SAE with k 32" in err and err.startswith("streamgauge: ")
 
@@ -325,9 +341,9 @@ def test_compare_takes_a_grid_table(compare):
     saes = [{"subject": name, "layer": 3, "k": k} for name in ("a", "b") for k in (4, 8)]
     grid = a_grid(*(sae | {"tokens": 1000} for sae in saes))
     grid["d_model"] = grid.subject.map({"a": 64, "b": 128})
-    status, _, err, tables = compare(grid)
+    status, _, err, made = compare(grid)
     assert status == 0 and err == ""
-    assert list(tables["deltas"].k) == [4, 8] and (tables["deltas"].mismatch == 0).all()
+    assert list(made["deltas"].k) == [4, 8] and (made["deltas"].mismatch == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -342,8 +358,8 @@ def test_compare_takes_a_grid_table(compare):
 )
 def test_compare_refuses_in_one_line(compare, change, words, says):
     rows = source("s002_fast3_rows").sort_values("d_model").assign(**change)
-    status, out, err, tables = compare(rows, *words)
-    assert status == 2 and out == "" and tables == {}
+    status, out, err, made = compare(rows, *words)
+    assert status == 2 and out == "" and made == {}
     assert len(err.splitlines()) == 1 and err.startswith("streamgauge: ") and says in err
 
 

@@ -1,8 +1,7 @@
 """The cross-lingual suite: what a subspace Z is, and what becomes of two languages inside it."""
 
-import pandas as pd
-
 from streamgauge.artifacts.job import run
+from streamgauge.base.tables import read_parquet, write_csv, write_parquet
 from streamgauge.crosslingual import ard_runs
 from streamgauge.crosslingual import bridges as linear
 from streamgauge.crosslingual import geometry as weights
@@ -19,9 +18,9 @@ def geometry(job):
     found = weights.tables(
         model(job, "cpu").model, confidence=confidence(job), **job.settings("geometry")
     )
-    found.heads.to_csv(job.out.heads, index=False)
-    found.layers.to_csv(job.out.layers, index=False)
-    found.similarity.to_csv(job.out.similarity, index=False)
+    write_csv(found.heads, job.out.heads)
+    write_csv(found.layers, job.out.layers)
+    write_csv(found.similarity, job.out.similarity)
     job.write(["heads", "layers", "similarity"], ["subject"], found.facts)
 
 
@@ -35,7 +34,7 @@ def states(job):
     made_from = ["subject", "prompts"]
     facts = streams.harvest(
         model(job, job.device),
-        pd.read_parquet(job.source.table),
+        read_parquet(job.source.table),
         job.out.store,
         job.identity(*made_from),
         **job.settings("states"),
@@ -47,13 +46,13 @@ def separation(job):
     table = distances.table(
         *inside_z(job), int(job.at.ell), confidence=confidence(job), **job.settings("separation")
     )
-    table.to_csv(job.out.table, index=False)
+    write_csv(table, job.out.table)
     job.write(["table"], ["states", "basis"])
 
 
 def updates(job):
     table = written.table(*inside_z(job), confidence=confidence(job), **job.settings("updates"))
-    table.to_csv(job.out.table, index=False)
+    write_csv(table, job.out.table)
     job.write(["table"], ["states", "basis"])
 
 
@@ -63,14 +62,14 @@ def bridge(job):
     table, spectra = linear.tables(
         target, other, z, confidence=confidence(job), **job.settings("bridge")
     )
-    table.to_csv(job.out.table, index=False)
-    spectra.to_csv(job.out.spectra, index=False)
+    write_csv(table, job.out.table)
+    write_csv(spectra, job.out.spectra)
     job.write(["table", "spectra"], ["states", "basis"])
 
 
 def patching(job):
     subject = model(job, job.device)
-    prompts = pd.read_parquet(job.source.prompt_table)
+    prompts = read_parquet(job.source.prompt_table)
     made_from = ["subject", "prompts", "states", "basis"]
     with job.working("outputs", *made_from) as scratch:
         outputs = patched.run(
@@ -83,11 +82,11 @@ def patching(job):
             scratch=scratch,
             **job.settings("patching"),
         )
-        outputs.to_parquet(job.out.outputs, index=False)
+        write_parquet(outputs, job.out.outputs)
         rates, verdict = patched.judged(
             outputs, confidence=confidence(job), **job.settings("dissociation")
         )
-        rates.to_csv(job.out.rates, index=False)
+        write_csv(rates, job.out.rates)
         texts = patched.problem_texts(prompts, subject.tokenizer)
         job.text("page", patching_page.page(outputs, rates, verdict, texts, job.at))
         job.write(["outputs", "rates", "page"], made_from, {"verdict": verdict})
@@ -108,7 +107,7 @@ def ard(job):
             **job.settings("ard"),
         )
         ard_runs.write(job.out.store, job.spec, found)
-        found.table.to_csv(job.out.table, index=False)
+        write_csv(found.table, job.out.table)
         job.write(["store", "table"], made_from, found.facts)
 
 

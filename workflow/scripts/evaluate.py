@@ -3,6 +3,7 @@
 import os
 
 from streamgauge.artifacts.job import run
+from streamgauge.base.tables import write_csv, write_parquet
 from streamgauge.models import subjects
 from streamgauge.passes import attention as rows_of_attention
 from streamgauge.passes import calibration as small_errors
@@ -29,7 +30,7 @@ def baseline(job):
     made_from = ["subject", "tokens", "activations"]
     with job.working("table", *made_from) as scratch:
         table, _ = patch(job, model(job), reference, controls.ablations(reference.means()), scratch)
-        table.to_parquet(job.out.table, index=False)
+        write_parquet(table, job.out.table)
         job.write(["table"], made_from)
 
 
@@ -40,8 +41,8 @@ def evaluate(job):
         table, latents = patch(
             job, subject, ActivationStore(job.source.store), codecs(job, subject.device), scratch
         )
-        table.to_parquet(job.out.table, index=False)
-        latents.to_parquet(job.out.latents, index=False)
+        write_parquet(table, job.out.table)
+        write_parquet(latents, job.out.latents)
         job.write(["table", "latents"], made_from)
 
 
@@ -72,7 +73,7 @@ def attention(job):
             scratch=scratch,
             **job.settings("attention"),
         )
-        table.to_parquet(job.out.table, index=False)
+        write_parquet(table, job.out.table)
         job.write(["table"], made_from)
 
 
@@ -89,7 +90,7 @@ def sensitivity(job):
         device=device,
         chunks=job.sample and 1,  # of a sample, the first
     )
-    table.to_parquet(job.out.table, index=False)
+    write_parquet(table, job.out.table)
     job.write(["table"], ["activations", "gradients", "probes", "sae"])
 
 
@@ -106,7 +107,7 @@ def calibration(job):
             scratch=scratch,
             **job.settings("calibration"),
         )
-        table.to_parquet(job.out.table, index=False)
+        write_parquet(table, job.out.table)
         job.write(["table"], made_from)
 
 
@@ -121,7 +122,7 @@ def critics(job):
             scratch=scratch,
             **job.settings("critics"),
         )
-        table.to_csv(job.out.table, index=False)
+        write_csv(table, job.out.table)
         job.write(["table"], made_from, facts)
 
 

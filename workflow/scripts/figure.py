@@ -1,19 +1,18 @@
 """Figures of a study, from its tables."""
 
-import pandas as pd
-
 from streamgauge.artifacts.figures import drawer
 from streamgauge.artifacts.job import run
+from streamgauge.base.tables import read_csv, stacked
 from streamgauge.report import ard_figures, score_figures
 
 
 def figure(job):
     draw = drawer(job.stage.removeprefix("figure_"))
-    save(job, draw(*map(pd.read_csv, job.source.tables), **job.settings("figure")))
+    save(job, draw(*map(read_csv, job.source.tables), **job.settings("figure")))
 
 
 def pr_canyon(job):
-    table = pd.concat(map(pd.read_csv, job.source.tables), ignore_index=True)
+    table = stacked(read_csv, job.source.tables)
     hooked = score_figures.hooked_layers(job.records("hooked"))
     save(job, score_figures.pr_canyon(table, hooked=hooked, **job.settings("figure")))
 

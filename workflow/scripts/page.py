@@ -1,8 +1,7 @@
 """What was found, as pages a person reads."""
 
-import pandas as pd
-
 from streamgauge.artifacts.job import run
+from streamgauge.base.tables import read_csv, read_parquet
 from streamgauge.crosslingual import tables as suite
 from streamgauge.report import findings_page, verdict_page
 from streamgauge.studies import audit_report, leaderboard
@@ -11,8 +10,8 @@ from streamgauge.studies import verdicts as hypotheses
 
 def audit(job):
     facts = audit_report.judge(
-        pd.read_parquet(job.source.table),
-        pd.read_parquet(job.source.baseline_table),
+        read_parquet(job.source.table),
+        read_parquet(job.source.baseline_table),
         **job.settings("statistics"),
     )
     page = audit_report.page(job.at.sae, job.facts("sae"), job.facts("scores"), facts)
@@ -24,10 +23,10 @@ def verdicts(job):
     drawn = job.settings("statistics")
     compared = job.facts("comparisons")
     facts = hypotheses.adjudicate(
-        pd.read_csv(job.source.deltas),
-        pd.read_csv(job.source.budgets),
-        leaderboard.advantage(pd.read_csv(job.source.grid_table), **drawn),
-        pd.read_csv(job.source.critics_table),
+        read_csv(job.source.deltas),
+        read_csv(job.source.budgets),
+        leaderboard.advantage(read_csv(job.source.grid_table), **drawn),
+        read_csv(job.source.critics_table),
         refused=compared["refused"],
         missing=compared["missing"],
         **job.settings("verdicts"),

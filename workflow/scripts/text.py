@@ -1,6 +1,7 @@
 """Texts as token ids of one subject: rows of a corpus, and pairs of problems."""
 
 from streamgauge.artifacts.job import run
+from streamgauge.base.tables import write_parquet
 from streamgauge.crosslingual import prompts as pairs
 from streamgauge.models import corpora, subjects
 from streamgauge.stores import layer_stores
@@ -24,7 +25,7 @@ def prompts(job):
         subjects.load_tokenizer(job.source.model),
         job.facts("subject")["n_ctx"],
     )
-    table.to_parquet(job.out.table, index=False)
+    write_parquet(table, job.out.table)
     job.write(["table"], ["subject"], facts)
 
 

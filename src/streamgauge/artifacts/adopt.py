@@ -22,6 +22,7 @@ from streamgauge.artifacts import manifest, verify
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.artifacts.worker import Worker
 from streamgauge.base.errors import StreamgaugeError
+from streamgauge.base.tables import read_parquet
 from streamgauge.stores.unfinished import SPEC
 
 SCRATCH = ".adopt-"
@@ -287,11 +288,7 @@ def _whole(folder: Path, stored: Mapping, anew: Path, made: Mapping) -> list[str
 
 
 def _sequences(folder: Path, stored: Mapping, anew: Path, made: Mapping) -> list[str]:
-    import pandas as pd
-
-    both = [
-        (pd.read_parquet(anew / name), pd.read_parquet(folder / name)) for name in made["files"]
-    ]
+    both = [(read_parquet(anew / name), read_parquet(folder / name)) for name in made["files"]]
     last = max(part.sequence.max() for part, _ in both if len(part))
     found = _facts(stored, made)
     for name, (part, table) in zip(made["files"], both, strict=True):

@@ -78,8 +78,10 @@ def _stats_of(opened, name: str) -> list[str]:
 
 def table(path: Path) -> Iterator[str]:
     """Every column of a CSV or Parquet table with its statistics, and the first rows."""
+    from streamgauge.base.tables import pieces  # brings pandas
+
     n_rows, head, columns = 0, None, {}
-    for frame in frames(path):
+    for frame in pieces(path):
         head = frame.head(5) if head is None else head
         n_rows += len(frame)
         for name in frame:
@@ -113,29 +115,6 @@ def table(path: Path) -> Iterator[str]:
 def _is_end(name: str, columns: Mapping[str, Any]) -> bool:
     """Whether a column is an end of the interval of another."""
     return any(name.endswith(end) and name[: -len(end)] in columns for end in ("_low", "_high"))
-
-
-def frames(path: str | Path) -> Iterator[Any]:
-    """A CSV or Parquet table in pieces of bounded size, as DataFrames.
-
-    Raises:
-        StreamgaugeError: it cannot be read.
-    """
-    import pandas as pd
-    import pyarrow
-
-    try:
-        if Path(path).suffix == ".parquet":
-            from pyarrow import parquet
-
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=50_000):
-                    yield batch.to_pandas()
-        else:
-            yield from pd.read_csv(path, chunksize=50_000)
-    except (ValueError, OSError, pyarrow.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise StreamgaugeError(f"not a readable table ({reason})", where=str(path)) from error
 
 
 #: Tables of `scores`: metrics shown with their interval, metrics shown without, header.
@@ -186,7 +165,9 @@ def sae(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("*.safetensors")):
         yield from tensors(path)
     if (folder / "training.csv").is_file():
-        *_, last = frames(folder / "training.csv")
+        from streamgauge.base.tables import pieces
+
+        *_, last = pieces(folder / "training.csv")
         end = last.iloc[-1].to_dict() if len(last) else {}
         yield line("training", "last row: " + ", ".join(f"{k} {number(v)}" for k, v in end.items()))
 

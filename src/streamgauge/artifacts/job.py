@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamgauge.base import script_start  # noqa: F401 - before all that takes time
+
+# isort: split
 from streamgauge.artifacts import claims, inputs, keys, manifest
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.base import job_log, whole_file

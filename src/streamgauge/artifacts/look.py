@@ -1,7 +1,6 @@
 """Look inside one artifact: what it is, from what, whether it is stale, what is in it."""
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ import numpy as np
 from streamgauge.artifacts import catalogue, contents, manifest, verify
 from streamgauge.artifacts.figures import FIGURES, drawer
 from streamgauge.artifacts.stages import STAGES
+from streamgauge.base import json_file
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.wording import bytes_in_words
 
@@ -173,8 +173,8 @@ def _content(path: Path, own: Path | None) -> Iterator[str]:
         yield from contents.tensors(path)
     elif path.suffix == ".json":
         try:
-            value = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
+            value = json_file.loads(path.read_bytes())
+        except ValueError as error:
             raise StreamgaugeError(f"not JSON ({error})", where=str(path)) from error
         for key, item in value.items() if isinstance(value, dict) else [("content", value)]:
             yield contents.line(key, contents.flow(item))
@@ -205,8 +205,7 @@ def picture(path: str | Path):
     Raises:
         StreamgaugeError: there is no picture for this kind.
     """
-    import pandas as pd
-
+    from streamgauge.base.tables import read_csv
     from streamgauge.report import score_figures
 
     path = Path(path)
@@ -220,7 +219,7 @@ def picture(path: str | Path):
         drawn = ["pr_canyon"]
     # tables of a layer, which bear the names of some of a study's, are none of theirs
     if path.suffix == ".csv" and drawn and not re.fullmatch(r"L\d+", path.parent.name):
-        return drawer(drawn[0])(pd.read_csv(path), str(path))
+        return drawer(drawn[0])(read_csv(path), str(path))
     if path.name == "training.csv" and own is not None and own.exists():
         return score_figures.loss_curves(
             score_figures.read_histories([path], [catalogue.read(own)]), path.parent.name
@@ -260,7 +259,9 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _columns(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    first = next(contents.frames(path))
+    from streamgauge.base.tables import pieces
+
+    first = next(pieces(path))
     for name in first:
         if first[name].dtype.kind in "iuf" and first[name].nunique() > 1:
             yield name, first[name].to_numpy()

@@ -1,7 +1,15 @@
 """The one exception a user is meant to read."""
 
+import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# torch on CPU and GPU, C++ in libraries, the dynamic linker
+_NO_MEMORY = (
+    "can.?t allocate memory|cannot allocate memory|bad_alloc|out of memory|ALLOC_FAILED"
+    "|failed to map segment"
+)
 
 
 class StreamgaugeError(Exception):
@@ -35,7 +43,20 @@ def one_line(where: str, problem: str) -> Iterator[None]:
     except StreamgaugeError:
         raise
     except Exception as error:  # hostile files make libraries raise anything, TypeError included
+        if out_of_memory(error):
+            raise  # which is no fault of the files
         raise StreamgaugeError(f"{problem} ({first_line(error)})", where=where) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there was no memory, in the words of whatever library."""
+    if isinstance(error, StreamgaugeError):
+        return False
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or re.search(_NO_MEMORY, str(error), re.IGNORECASE) is not None
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -3,11 +3,10 @@
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from streamgauge.base.errors import StreamgaugeError
+from streamgauge.base import ends
 
 
 class _Tee:
@@ -17,8 +16,9 @@ class _Tee:
         self._terminal, self._log = terminal, log
 
     def write(self, text: str) -> int:
-        self._log.write(text)
-        self._log.flush()
+        with contextlib.suppress(OSError):  # a full disk is said on the terminal at least
+            self._log.write(text)
+            self._log.flush()
         return self._terminal.write(text)
 
     def __getattr__(self, name):
@@ -27,29 +27,31 @@ class _Tee:
 
 @contextlib.contextmanager
 def job(log: str | Path, threads: int = 1) -> Iterator[None]:
-    """Run a job's work: everything printed also goes to `log`, errors end it with exit status 1.
+    """Run a job's work: everything printed also goes to `log`, and every end is one line.
 
-    A `StreamgaugeError`, a full disk or a missing permission is printed as one line; anything else
-    is a fault of ours and shows its traceback.
+    What a user can put right, an interrupt, no memory, no space ends the job with that line (see
+    `ends.line_of`); anything else is a fault of ours and shows its traceback first.
 
     Args:
         log: file to append to, so that a resumed job keeps what its earlier attempt said.
         threads: CPU threads for torch, where the job uses it.
     """
-    if "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(threads)
+    ends.by_raising()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with open(log, "a", encoding="utf-8") as file:
-        out, err = _Tee(sys.stdout, file), _Tee(sys.stderr, file)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                yield
-            except (StreamgaugeError, OSError) as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            except Exception:
-                traceback.print_exc()
-            else:
-                return
-    sys.exit(1)
+    status = 0
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(log, "a", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(_Tee(sys.stdout, file)))
+            stack.enter_context(contextlib.redirect_stderr(_Tee(sys.stderr, file)))
+            if "torch" in sys.modules:
+                import torch
+
+                torch.set_num_threads(threads)
+            yield
+        except SystemExit:
+            raise
+        except BaseException as error:  # a panic in Rust is no Exception
+            status = ends.tell(error, "error")
+    if status:
+        sys.exit(status)

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from streamgauge.base.errors import StreamgaugeError
+from streamgauge.base.wording import named
 
+TOO_DEEP = "nested without end"
+DEEPEST = 64  # mappings and lists inside each other
+LARGEST_HEADER = 100_000_000  # bytes of a safetensors header, as its own reader has it
 LARGEST = 1 << 20  # bytes; the settings of a model or an SAE have some thousand
 
 
@@ -19,7 +23,7 @@ def read(path: str | Path, *, largest: int = LARGEST, remedy: str | None = None)
 
     Raises:
         StreamgaugeError: there is no such file, or it is a pipe or a device, larger than `largest`,
-            no JSON, nested without end, or no mapping.
+            no JSON, nested without end, or no mapping, or gives a key twice.
     """
     path = Path(path)
     try:
@@ -27,7 +31,7 @@ def read(path: str | Path, *, largest: int = LARGEST, remedy: str | None = None)
             raise ValueError("no regular file")
         if path.stat().st_size > largest:
             raise ValueError(f"{path.stat().st_size:,} bytes, which settings never have")
-        found = _decoded(path.read_bytes())
+        found = loads(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StreamgaugeError(
@@ -38,8 +42,51 @@ def read(path: str | Path, *, largest: int = LARGEST, remedy: str | None = None)
     return found
 
 
-def _decoded(data: bytes) -> Any:
+def loads(data: str | bytes) -> Any:
+    """What a JSON text stands for.
+
+    Raises:
+        ValueError: it is no JSON, is nested without end, or gives a key of a mapping twice, of
+            which other readers take the first or the last.
+    """
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("not JSON") from error
+        found = json.loads(data, object_pairs_hook=_mapping)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    level = [found]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for value in level
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return found
+    raise ValueError(TOO_DEEP)
+
+
+def header(path: str | Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the place at which its data begin.
+
+    Raises:
+        ValueError: it has none, or gives a tensor twice.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(LARGEST_HEADER, Path(path).stat().st_size):
+            raise ValueError(f"a header of {length:,} bytes")
+        found = loads(file.read(length))
+    if not isinstance(found, dict):
+        raise ValueError("its header holds no mapping")
+    return found, 8 + length
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {named(twice)} is given twice")
+    return found

@@ -82,15 +82,6 @@ def replace(path: Path | str, write: Callable[[Path], object]) -> None:
     remove_leftovers(path)
 
 
-def write_parquet(table, path: Path | str) -> None:
-    """Write a pandas DataFrame, without its index, as a Parquet file that is whole or not there.
-
-    Raises:
-        StreamgaugeError: it cannot be written; what lay at `path` stays.
-    """
-    replace(path, lambda temporary: table.to_parquet(temporary, index=False))
-
-
 def _written(path: Path, write: Callable[[Path], object]) -> bool:
     """Write once; False when another process, having finished, removed our folder."""
     with beside(path) as temporary:

@@ -7,6 +7,7 @@ import yaml
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.wording import kind_of, named, shown
 
+LARGEST = 1 << 20  # bytes
 _MOST = 100_000  # values in a file, each alias counted for all that it stands for
 
 
@@ -71,14 +72,19 @@ def read(path: str | Path) -> dict:
     """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-        StreamgaugeError: the file cannot be read, is not YAML, is not a mapping, gives a key twice,
-            carries a YAML tag, or is a template with Python in it.
+        StreamgaugeError: the file cannot be read, is larger than `LARGEST`, is not YAML, is not a
+            mapping, gives a key twice, carries a YAML tag, or is a template with Python in it.
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would be read without end
+            raise ValueError("no regular file")
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{path.stat().st_size:,} bytes, which no configuration has")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+    except (OSError, ValueError) as error:
+        no_text = isinstance(error, UnicodeDecodeError)
+        reason = "not UTF-8 text" if no_text else getattr(error, "strerror", None) or error
         raise StreamgaugeError(f"cannot be read ({reason})", where=str(path)) from error
     try:
         data = yaml.load(text, Loader=_Loader)

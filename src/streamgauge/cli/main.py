@@ -10,7 +10,7 @@ from pathlib import Path
 from streamgauge import __version__
 from streamgauge.artifacts import look as inspect
 from streamgauge.artifacts import verify
-from streamgauge.base import project
+from streamgauge.base import ends, project
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.planning import config
 
@@ -25,20 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 well, 1 `verify` found a mismatch or `adopt` left something stale, 2 bad
-        input (one line on stderr).
+        input or another end before its time (one line on stderr), 130 interrupted.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    options = _parser(words).parse_args(words)
     try:
+        options = _parser(words).parse_args(words)
         return options.run(options)
-    except StreamgaugeError as error:
-        print(f"streamgauge: {error}", file=sys.stderr)
     except BrokenPipeError:  # e.g. `streamgauge inspect X | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        print(f"streamgauge: {error}", file=sys.stderr)
-    return 2
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        status = ends.tell(error, "streamgauge")
+        return status if status == ends.INTERRUPTED else 2
 
 
 class _Snakefile(argparse.Action):
@@ -205,6 +205,7 @@ def _estimate(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from streamgauge.base.tables import write_csv
     from streamgauge.studies import proxy_gap
 
     targets = _numbers(options.targets, "--targets")
@@ -220,7 +221,7 @@ def _compare(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         path = out / f"{name}.csv"
-        table.to_csv(path, index=False)
+        write_csv(table, path)
         print(f"{path}: {len(table)} rows")
     return 0
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from streamgauge.base.progress import Progress
-from streamgauge.base.whole_file import write_parquet
+from streamgauge.base.tables import read_parquet, write_parquet
 from streamgauge.numerics import ard, shared_dimensions
 from streamgauge.numerics.inference import percentile_interval
 from streamgauge.numerics.nulls import one_sided_p
@@ -207,7 +207,7 @@ def _kept(path: Path, clouds, penalty: float, **how) -> ard.Fit:
         fit = ard.fit(clouds, penalty, **how)
         columns = {"mmd2": fit.mmd2, "objective": fit.objective, "stopped": fit.stopped}
         write_parquet(pd.DataFrame({**columns, "trajectory": list(fit.trajectory)}), path)
-    kept = pd.read_parquet(path)
+    kept = read_parquet(path)
     values = (np.stack(kept.trajectory), kept.mmd2.to_numpy(), kept.objective.to_numpy())
     return ard.Fit(*values, str(kept.stopped.iloc[0]))
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.progress import Progress
-from streamgauge.base.whole_file import write_parquet
+from streamgauge.base.tables import read_parquet, write_parquet
 from streamgauge.crosslingual import dissociation, output_text
 from streamgauge.crosslingual.output_text import classify_language, extract_answer
 from streamgauge.models import generation
@@ -168,7 +168,7 @@ def run(
         write_parquet(pd.DataFrame(found, columns=["run", "row", "text", "n_tokens"]), part)
         progress.update(len(batch))
     progress.close()
-    table = pd.concat([pd.read_parquet(part) for part in parts]).sort_values(["run", "row"])
+    table = pd.concat([read_parquet(part) for part in parts]).sort_values(["run", "row"])
     return _described(table, target, runs, states.languages)
 
 

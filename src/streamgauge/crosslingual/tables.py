@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from streamgauge.base.paths import cell_of
+from streamgauge.base.tables import read_csv, write_csv
 from streamgauge.crosslingual import findings as crosslingual_findings
 from streamgauge.crosslingual.dissociation import DOUBLE
 
@@ -71,7 +72,7 @@ def paired(
         For every name of `TABLES` its pairs of a manifest and a table.
     """
     return {
-        name: list(zip(records[artifact], map(pd.read_csv, paths[f"{name}_tables"]), strict=True))
+        name: list(zip(records[artifact], map(read_csv, paths[f"{name}_tables"]), strict=True))
         for name, (artifact, _) in TABLES.items()
     }
 
@@ -112,13 +113,13 @@ def write(tables: Mapping[str, pd.DataFrame], paths: Mapping[str, str | Path]) -
         The files, in the order of `TABLES`.
     """
     for name in TABLES:
-        tables[name].to_csv(paths[name], index=False)
+        write_csv(tables[name], paths[name])
     return [str(paths[name]) for name in TABLES]
 
 
 def read(paths: Mapping[str, str | Path]) -> dict[str, pd.DataFrame]:
     """The tables that `write` wrote, from the same `paths`."""
-    return {name: pd.read_csv(paths[name]) for name in TABLES}
+    return {name: read_csv(paths[name]) for name in TABLES}
 
 
 def verdicts(cells: Cells) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ Sources:
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from streamgauge.base.errors import StreamgaugeError
+from streamgauge.base import json_file, tables
+from streamgauge.base.errors import StreamgaugeError, out_of_memory
 from streamgauge.base.progress import Progress
 
 _LARGEST = 1 << 62  # of what can be a token id at all
@@ -196,6 +196,8 @@ def _file(path: Path, column: str) -> Iterator[str | list[int]]:
     except StreamgaugeError:
         raise
     except Exception as error:  # of whatever kind the reader of a damaged file raises
+        if out_of_memory(error):
+            raise
         raise StreamgaugeError(f"the file cannot be read ({error})", where=str(path)) from error
 
 
@@ -219,21 +221,18 @@ def _jsonl(path: Path, column: str) -> Iterator[str | list[int]]:
                 continue
             where = f"{path} line {number}"
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                record = json_file.loads(line)
+            except ValueError as error:
                 raise StreamgaugeError(f"this is no JSON ({error})", where=where) from error
             yield _value(record, column, where)
 
 
 def _parquet(path: Path, column: str) -> Iterator[str | list[int]]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        if column not in file.schema_arrow.names:
-            _value(dict.fromkeys(file.schema_arrow.names), column, str(path))
-        for batch in file.iter_batches(batch_size=1024, columns=[column]):
-            for record in batch.to_pylist():
-                yield _value(record, column, str(path))
+    names = tables.names(path)
+    if column not in names:
+        _value(dict.fromkeys(names), column, str(path))
+    for value in tables.values(path, column):
+        yield _value({column: value}, column, str(path))
 
 
 def _huggingface(block: Mapping[str, Any]) -> Iterator[str | list[int]]:
@@ -255,6 +254,8 @@ def _huggingface(block: Mapping[str, Any]) -> Iterator[str | list[int]]:
     except StreamgaugeError:
         raise
     except Exception as error:  # of whatever kind the readers of many formats raise
+        if out_of_memory(error):
+            raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StreamgaugeError(
             f"the data set cannot be read ({line})",

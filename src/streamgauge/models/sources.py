@@ -288,8 +288,10 @@ def _check_size(folder: Path, weights: list[Path]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     for path in weights:
-        with one_line(str(path), "this is no safetensors file"), safe_open(path, framework="pt"):
-            pass  # opening checks the header
+        with one_line(str(path), "this is no safetensors file"):
+            json_file.header(path)
+            with safe_open(path, framework="pt"):
+                pass  # opening checks it
     n_bytes = sum(path.stat().st_size for path in weights)
     with quiet(), one_line(str(folder), "transformers cannot load the model"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -370,11 +372,9 @@ def weights_digest(directory: str | Path) -> str:
     """
     tensors = {}
     for path in weight_files(Path(directory)):
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        header, data = json_file.header(path)
         header.pop("__metadata__", None)
-        tensors |= {name: (path, 8 + length, entry) for name, entry in header.items()}
+        tensors |= {name: (path, data, entry) for name, entry in header.items()}
     digest = hashlib.sha256()
     for name, (path, data, entry) in sorted(tensors.items()):
         digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())

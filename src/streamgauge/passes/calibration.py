@@ -15,7 +15,7 @@ import torch
 
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.progress import Progress
-from streamgauge.base.whole_file import write_parquet
+from streamgauge.base.tables import read_parquet, write_parquet
 from streamgauge.models import hooks
 from streamgauge.numerics import metrics, sensitivity
 from streamgauge.numerics.arrays import float64
@@ -86,7 +86,7 @@ def measure(
         stop = min(start + batch_size, n)
         path = scratch / f"rows-{start:08d}-{stop:08d}.parquet" if scratch else None
         if path and path.exists():
-            parts.append(pd.read_parquet(path))
+            parts.append(read_parquet(path))
         else:
             ids = subject.ids(torch.as_tensor(np.asarray(tokens[start:stop], np.int64)))
             parts.append(_batch(subject, ids, layer, start, threshold, probes, scales, seed))

@@ -13,7 +13,7 @@ import torch
 
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.progress import Progress
-from streamgauge.base.whole_file import write_parquet
+from streamgauge.base.tables import read_parquet, write_parquet
 from streamgauge.numerics import infonce, logit_components
 from streamgauge.numerics.arrays import to_numpy
 
@@ -83,7 +83,7 @@ def measure(
             else:
                 row = infonce.at_width(x, y, test, critic, width, seed=seed, **training)
                 write_parquet(pd.DataFrame([row]), path)
-            rows += pd.read_parquet(path).to_dict("records")
+            rows += read_parquet(path).to_dict("records")
     progress.close()
     facts = {
         "d_model": activations.d_model,
@@ -115,7 +115,7 @@ def _reduced(subject, tokens, layer, h, keep, components, scratch, label):
         table = pd.DataFrame(np.concatenate(reduced))
         progress.close()
         write_parquet(table.rename(columns=str).assign(explained=basis.explained), path)
-    table = pd.read_parquet(path)
+    table = read_parquet(path)
     explained = float(table.pop("explained").iloc[0])
     return table.to_numpy(), explained
 

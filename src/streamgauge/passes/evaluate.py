@@ -14,7 +14,7 @@ import torch
 
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.progress import Progress
-from streamgauge.base.whole_file import write_parquet
+from streamgauge.base.tables import read_parquet, write_parquet
 from streamgauge.models.hooks import hook_name, logits_slices
 from streamgauge.numerics import metrics
 from streamgauge.numerics.arrays import float64
@@ -106,7 +106,7 @@ def evaluate(
                 write_parquet(tables[1], _path(scratch, "latents", batch))
                 write_parquet(tables[0], _path(scratch, "rows", batch))
         if scratch:
-            tables = [pd.read_parquet(_path(scratch, kind, batch)) for kind in ("rows", "latents")]
+            tables = [read_parquet(_path(scratch, kind, batch)) for kind in ("rows", "latents")]
         rows.append(tables[0])
         latents.append(tables[1])
     progress.close()

@@ -10,6 +10,7 @@ import torch
 
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.progress import Progress
+from streamgauge.base.tables import write_csv
 from streamgauge.models import hooks
 from streamgauge.numerics.arrays import to_numpy
 from streamgauge.numerics.spectra import (
@@ -154,7 +155,7 @@ def write_table(path: Path | str, result: Spectra, wildcards: Mapping[str, str])
     """Write the table as CSV, behind the columns ``subject`` and ``corpus``."""
     own = {name: wildcards[name] for name in ("subject", "corpus")}
     table = result.table.assign(**own)
-    table[[*own, *result.table.columns]].to_csv(path, index=False)
+    write_csv(table[[*own, *result.table.columns]], path)
 
 
 def _table(eigenvalues: np.ndarray, n_tokens: np.ndarray, deflate: int) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from streamgauge.base.paths import cell_of
+from streamgauge.base.tables import read_csv
 from streamgauge.report import drawing
 from streamgauge.report.drawing import (
     BLUE,
@@ -315,7 +316,7 @@ def read_histories(tables: Iterable[str | Path], records: Iterable[Mapping]) -> 
         own = {name: cell[name] for name in ("subject", "corpus", "objective", "layer")}
         own |= {"budget": cell["tokens"]}
         own |= {name: cell[name] for name in ("expansion", "k", "seed")}
-        history = pd.read_csv(table)
+        history = read_csv(table)
         found.append(history.assign(**own)[[*own, *history.columns]])
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 

@@ -125,10 +125,11 @@ def read_tensors(
             f"{found}; {path.name} is needed", where=str(path.parent), remedy=pickles
         )
     try:
+        json_file.header(path)  # whose own reader takes the last of two tensors of a name
         with safe_open(path, framework="pt") as file:
             there = set(file.keys())
             tensors = {n: file.get_tensor(n) for n in (*names, *optional) if n in there}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise StreamgaugeError(
             f"not a safetensors file ({error})", where=str(path), remedy=pickles
         ) from error

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from streamgauge.base import whole_file
+from streamgauge.base.tables import write_csv
 from streamgauge.sae import files, train
 from streamgauge.sae.objective import SquaredError
 from streamgauge.stores.layer_stores import ActivationStore
@@ -57,8 +57,7 @@ def fit(
         label=label,
     )
     files.save(made.sae, directory, _metadata(store, cell, made.facts))
-    history = Path(directory) / "training.csv"
-    whole_file.replace(history, lambda path: made.history.to_csv(path, index=False))
+    write_csv(made.history, Path(directory) / "training.csv")
     shape = {"d_model": store.d_model, "d_sae": run.d_sae, "k": run.k, "seed": run.seed}
     return {**shape, **made.facts}
 

@@ -5,7 +5,6 @@ other's work, and jobs that share one may start together.
 """
 
 import contextlib
-import errno
 import hashlib
 import re
 import shutil
@@ -14,19 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from streamgauge.base import whole_file
+from streamgauge.base.ends import remedy_of
 from streamgauge.base.errors import StreamgaugeError
 
 SPEC = "spec.json"
-_REMEDIES = {
-    errno.ENOSPC: "Free space on that file system and run again",
-    errno.EDQUOT: "Free space within the quota and run again",
-    errno.EFBIG: "Raise the file size limit (ulimit -f) and run again",
-    errno.EACCES: "Make the directory writable for this user and run again",
-    errno.EPERM: "Make the directory writable for this user and run again",
-    errno.EROFS: "Write to a file system that is not read-only and run again",
-    errno.ENOTDIR: "Move away the file that lies where a directory belongs and run again",
-    errno.EEXIST: "Move away the file that lies where a directory belongs and run again",
-}
 
 
 @contextlib.contextmanager
@@ -35,11 +25,11 @@ def writing(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno, "Put that right and run again")
         raise StreamgaugeError(
             f"cannot write: {error.strerror or error}",
             where=str(error.filename or path),
-            remedy=f"{remedy}; what was already written below {path} is kept and resumed.",
+            remedy=f"{remedy_of(error, path)}; what was already written below {path} is kept "
+            "and resumed.",
         ) from error
 
 

@@ -7,7 +7,6 @@ of numbers, uncompressed, in plain files below its own directory, so that the si
 what reading it takes.
 """
 
-import json
 import math
 import os
 import re
@@ -16,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from streamgauge.base import json_file
 from streamgauge.base.errors import StreamgaugeError
 
 LARGEST_METADATA = 1 << 22  # bytes of a zarr.json; the pipeline's own have some thousand
-_DEEPEST = 32  # lists and mappings inside one another in it
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BYTES = {
     **{"bool": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8},
@@ -81,20 +80,14 @@ def _metadata(path: Path) -> Mapping[str, Any]:
     if size > LARGEST_METADATA:
         raise _Refused(f"its zarr.json has {size:,} bytes")
     try:
-        root = json.loads(file.read_bytes())
-        depth = _depth(root)
-    except RecursionError:
-        depth = math.inf
-    if depth > _DEEPEST:
-        raise _Refused("its zarr.json is nested without end")
+        root = json_file.loads(file.read_bytes())
+    except ValueError as error:
+        if str(error) != json_file.TOO_DEEP:
+            raise
+        raise _Refused(f"its zarr.json is {error}") from None
     if not isinstance(root, dict):
         raise ValueError("zarr.json holds no mapping")
     return root
-
-
-def _depth(value: Any) -> int:
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inside), default=0)
 
 
 def _members(root: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

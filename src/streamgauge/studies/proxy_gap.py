@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from streamgauge.base.errors import StreamgaugeError
+from streamgauge.base.tables import read_csv
 from streamgauge.numerics import correlation, inference
 
 REQUIRED = ("model", "d_model", "k", "r2", "ce_rec")
@@ -47,13 +48,9 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     """
     where = str(path)
     try:
-        rows = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        # the first line of a parser's message says what is wrong
-        problem = (str(error).splitlines() or [""])[0]
-        raise StreamgaugeError(
-            f"cannot be read as a table ({problem})", where=where, remedy="Give a CSV file."
-        ) from None
+        rows = read_csv(path, keep_default_na=True)
+    except StreamgaugeError as error:
+        raise StreamgaugeError(error.problem, where=where, remedy="Give a CSV file.") from None
     if "codec" in rows:
         rows = rows[rows.codec == "sae"]
         rows = rows[rows.token_set == "all"] if "token_set" in rows else rows
