@@ -19,8 +19,8 @@ from streamgauge.numerics.subspace import Subspace
 from streamgauge.stores import basis_store, checkpoints, layer_stores
 
 GOLDEN = {
-    ("stores", 1): "7bd891d910f3f453",
-    ("base", 1): "980c0c833bf5f58d",
+    ("stores", 2): "f9dcaf0b6cb72e7b",
+    ("base", 2): "c6bd61d30fa34f96",
     ("artifacts", 2): "38d08cfeb4862a39",
 }
 SIZES = {"n_sequences": 6, "n_positions": 8, "d_model": 4, "layer": 1}
@@ -62,6 +62,7 @@ def test_stores(tmp_path):
 def test_whole_files(tmp_path):
     table = pd.DataFrame({"codec": ["sae", "zero"], "kl": [0.5, np.nan], "n": [1, 2]})
     tables.write_parquet(table, tmp_path / "table.parquet")
+    tables.write_csv(table.assign(name=["=1", "a,b"]), tmp_path / "table.csv")
     whole_file.replace(tmp_path / "text", lambda path: path.write_text("μ\n", encoding="utf-8"))
     assert digest(tmp_path) == GOLDEN["base", base.FORMAT]
 

@@ -1,3 +1,3 @@
 """Errors, progress, whole files. `FORMAT` goes up when bytes that this package writes change."""
 
-FORMAT = 1
+FORMAT = 2

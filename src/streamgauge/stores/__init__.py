@@ -1,3 +1,3 @@
 """Stores on disk. `FORMAT` goes up whenever bytes that this package writes change."""
 
-FORMAT = 1
+FORMAT = 2
