@@ -301,8 +301,8 @@ def test_a_damaged_claim_counts_until_it_has_been_quiet(tmp_path, text):
     folder = tmp_path / claims.FOLDER / "run-1"
     folder.mkdir(parents=True)
     (folder / claim_file.NAME).write_text(text)
-    with seconds(QUIET):
-        acquire(tmp_path, "a.json", quiet=QUIET).release()
+    with seconds(0.1):
+        acquire(tmp_path, "a.json", quiet=0.1).release()
     assert left(tmp_path) == []
 
 
@@ -341,8 +341,8 @@ def elsewhere_linked(folder):
 def test_what_is_no_file_is_not_read_and_goes(tmp_path, make):
     (tmp_path / claims.FOLDER).mkdir()
     make(tmp_path / claims.FOLDER / "run-1")
-    with seconds(QUIET):
-        acquire(tmp_path, "a.json", quiet=QUIET).release()
+    with seconds(0.1):
+        acquire(tmp_path, "a.json", quiet=0.1).release()
     assert left(tmp_path) == []
     assert make is not elsewhere_linked or (tmp_path / "kept/precious").exists()
 

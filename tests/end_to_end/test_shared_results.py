@@ -145,6 +145,31 @@ def test_two_that_start_together_make_it_once(tmp_path, start, finished_once):
 
 
 @pytest.mark.cluster
+def test_studies_that_share_only_what_is_finished_run_side_by_side(tmp_path, start, finished_once):
+    one, two, shared = checkouts(tmp_path)
+    shutil.copytree(finished_once / "results", shared, dirs_exist_ok=True)
+    for file in [*one.glob("model/*"), *two.glob("model/*"), *tmp_path.glob("*/prose.txt")]:
+        os.utime(file, (1, 1))  # older than what is made of it
+    scores = Path(SAE.replace("-k2-", "-k4-")).with_name("scores.json")
+    (one / scores).unlink()
+    first = start(one, str(scores))
+    while not any(
+        '"narrowed": true' in p.read_text() for p in shared.glob(".runs/run-*/claim.json")
+    ):
+        assert first.process.poll() is None, first.said
+        time.sleep(0.01)
+    first.process.send_signal(signal.SIGSTOP)
+    grid = pipeline.STUDY["grid"] | {"layers": {"tiny": [1]}, "k": [2]}
+    pipeline.write(two, {**pipeline.STUDY, "study": "other", "grid": grid})
+    second = start(two, "results/studies/other/grid.json")
+    second.ends_well()
+    assert "waiting" not in second.said and (shared / "studies/other/grid.csv").exists()
+    first.process.send_signal(signal.SIGCONT)
+    first.ends_well()
+    assert left_over(shared) == []
+
+
+@pytest.mark.cluster
 def test_two_whole_studies_that_start_together(tmp_path, start, finished_once):
     one, two, shared = checkouts(tmp_path)
     runs = [start(folder) for folder in (one, two)]
@@ -202,6 +227,7 @@ def is_manifest(path):
     return path.parent.name != "model" and path.name not in others
 
 
+@pytest.mark.cluster
 def test_a_run_waits_for_an_orphan_and_takes_what_it_made(tmp_path, start, finished_once):
     """The model's folder, which a job gives its name in one step, is neither lost nor mixed."""
     one, two, shared = checkouts(tmp_path)
