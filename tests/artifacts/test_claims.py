@@ -119,11 +119,17 @@ def test_the_user_is_told_who_holds_what_since_when(tmp_path):
     assert f"process {holder.process.pid}, since 2" in line and "\n" not in line
 
 
-def test_runs_do_not_wait_for_jobs_nor_jobs_for_runs(tmp_path):
-    with seconds():
-        run, job = acquire(tmp_path, "a.json"), acquire(tmp_path, "a.json", kind="job")
-    run.release()
-    job.release()
+def test_jobs_do_not_wait_for_runs_but_runs_for_jobs_that_live_on(tmp_path):
+    run = Holder(tmp_path, "a.json")
+    run.arrived()
+    job = Holder(tmp_path, "a.json", kind="job")
+    assert job.arrived()[1] is False
+    run.end()
+    later = Holder(tmp_path, "a.json", "b.json").asks(2)
+    assert later.here.empty()
+    job.end()
+    assert later.arrived()[1] is True
+    later.end()
 
 
 def test_two_claims_of_one_process_do_not_wait_for_each_other(tmp_path):
@@ -295,8 +301,8 @@ def test_a_damaged_claim_counts_until_it_has_been_quiet(tmp_path, text):
     folder = tmp_path / claims.FOLDER / "run-1"
     folder.mkdir(parents=True)
     (folder / claim_file.NAME).write_text(text)
-    with seconds(QUIET):
-        acquire(tmp_path, "a.json", quiet=QUIET).release()
+    with seconds(0.1):
+        acquire(tmp_path, "a.json", quiet=0.1).release()
     assert left(tmp_path) == []
 
 
@@ -335,8 +341,8 @@ def elsewhere_linked(folder):
 def test_what_is_no_file_is_not_read_and_goes(tmp_path, make):
     (tmp_path / claims.FOLDER).mkdir()
     make(tmp_path / claims.FOLDER / "run-1")
-    with seconds(QUIET):
-        acquire(tmp_path, "a.json", quiet=QUIET).release()
+    with seconds(0.1):
+        acquire(tmp_path, "a.json", quiet=0.1).release()
     assert left(tmp_path) == []
     assert make is not elsewhere_linked or (tmp_path / "kept/precious").exists()
 

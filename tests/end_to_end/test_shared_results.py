@@ -1,6 +1,8 @@
 """Two checkouts whose results are one folder, and two real Snakemakes that start as they like."""
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import killing
 import pipeline
 import small_disk
-from streamgauge.artifacts import claims
+import tiny_models
+from streamgauge.artifacts import claim_file, claims
 
 TOKENS = "results/tiny/prose/tokens-eval.json"
-SAE = "results/tiny/prose/L01/sae/topk-x4-k2-t1024-mse-seed0"
+# a subject, tokens, a part of a store, its gather, a training: every way of writing
+SAE = "results/tiny/prose/L01/sae/topk-x4-k2-t1024-mse-seed0/sae.json"
 
 
 class Run:
@@ -37,7 +42,14 @@ class Run:
     def said(self):
         return self.log.read_text()
 
-    def has_said(self, text, seconds=120):
+    def kill(self):
+        """End it and its jobs, where the test ends first."""
+        for pid in [self.process.pid, *jobs_of(self.folder)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def has_said(self, text, seconds=600):
         """Wait for a line."""
         end = time.monotonic() + seconds
         while text not in self.said:
@@ -46,8 +58,34 @@ class Run:
 
     def ends_well(self):
         assert self.process.wait(900) == 0, self.said[-3000:]
-        assert "not present when the DAG was created" not in self.said
         assert "Traceback" not in self.said
+
+
+def jobs_of(folder):
+    """The processes of a checkout's jobs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if len(words) > 1 and words[1].startswith(f"{folder}/.snakemake/scripts/"):
+            found.append(int(process.name))
+    return found
+
+
+@pytest.fixture
+def start():
+    """Starts a `Run`, which ends with the test."""
+    runs = []
+
+    def one(*arguments):
+        runs.append(Run(*arguments))
+        return runs[-1]
+
+    yield one
+    for run in runs:
+        run.kill()
 
 
 def checkouts(folder):
@@ -92,11 +130,12 @@ def same_as_alone(results, finished):
     return made
 
 
-def test_two_that_start_together_make_it_once(tmp_path, finished_once):
+def test_two_that_start_together_make_it_once(tmp_path, start, finished_once):
     one, two, shared = checkouts(tmp_path)
-    runs = [Run(folder, TOKENS) for folder in (one, two)]
+    runs = [start(folder, TOKENS) for folder in (one, two)]
     for run in runs:
         run.ends_well()
+        assert "not present when the DAG was created" not in run.said
     made = same_as_alone(shared, finished_once)
     assert "tiny/prose/tokens-eval.json" in made and "tiny/model/config.json" in made
     jobs = sorted(run.said.count("Finished jobid") for run in runs)
@@ -106,25 +145,51 @@ def test_two_that_start_together_make_it_once(tmp_path, finished_once):
 
 
 @pytest.mark.cluster
-def test_two_whole_studies_that_start_together(tmp_path, finished_once):
+def test_studies_that_share_only_what_is_finished_run_side_by_side(tmp_path, start, finished_once):
     one, two, shared = checkouts(tmp_path)
-    runs = [Run(folder) for folder in (one, two)]
+    shutil.copytree(finished_once / "results", shared, dirs_exist_ok=True)
+    for file in [*one.glob("model/*"), *two.glob("model/*"), *tmp_path.glob("*/prose.txt")]:
+        os.utime(file, (1, 1))  # older than what is made of it
+    scores = Path(SAE.replace("-k2-", "-k4-")).with_name("scores.json")
+    (one / scores).unlink()
+    first = start(one, str(scores))
+    while not any(
+        '"narrowed": true' in p.read_text() for p in shared.glob(".runs/run-*/claim.json")
+    ):
+        assert first.process.poll() is None, first.said
+        time.sleep(0.01)
+    first.process.send_signal(signal.SIGSTOP)
+    grid = pipeline.STUDY["grid"] | {"layers": {"tiny": [1]}, "k": [2]}
+    pipeline.write(two, {**pipeline.STUDY, "study": "other", "grid": grid})
+    second = start(two, "results/studies/other/grid.json")
+    second.ends_well()
+    assert "waiting" not in second.said and (shared / "studies/other/grid.csv").exists()
+    first.process.send_signal(signal.SIGCONT)
+    first.ends_well()
+    assert left_over(shared) == []
+
+
+@pytest.mark.cluster
+def test_two_whole_studies_that_start_together(tmp_path, start, finished_once):
+    one, two, shared = checkouts(tmp_path)
+    runs = [start(folder) for folder in (one, two)]
     for run in runs:
         run.ends_well()
+        assert "not present when the DAG was created" not in run.said
     assert same_as_alone(shared, finished_once).keys() == contents(finished_once / "results").keys()
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("seed", range(5))
-def test_one_that_starts_later_removes_nothing(tmp_path, finished_once, seed):
+def test_one_that_starts_later_removes_nothing(tmp_path, start, finished_once, seed):
     """At a moment drawn: after some of the jobs, and up to three seconds more."""
     one, two, shared = checkouts(tmp_path)
     rng = np.random.default_rng(seed)
-    first = Run(one, f"{SAE}/scores.json")
-    n = int(rng.integers(1, 12))
+    first = start(one, SAE)
+    n = int(rng.integers(1, 5))
     first.has_said(f"\n{n} of ")
     time.sleep(rng.uniform(0, 3))
-    second = Run(two, f"{SAE}/scores.json")
+    second = start(two, SAE)
     first.ends_well()
     before = states(shared)
     second.ends_well()
@@ -136,10 +201,10 @@ def test_one_that_starts_later_removes_nothing(tmp_path, finished_once, seed):
 @pytest.mark.parametrize(
     "rule", ["subject tiny", "harvest tiny layer 01, train, part", "train SAE"]
 )
-def test_one_that_starts_when_the_first_was_killed(tmp_path, finished_once, rule):
+def test_one_that_starts_when_the_first_was_killed(tmp_path, start, finished_once, rule):
     """The jobs of the first live on, and nobody takes note of their end."""
     one, two, shared = checkouts(tmp_path)
-    first = Run(one, f"{SAE}/scores.json")
+    first = start(one, SAE)
     first.has_said(f": {rule}")
     # its jobs have said who they are, and are at work
     while not list(shared.glob(f"{claims.FOLDER}/job-*/*.json")):
@@ -149,7 +214,7 @@ def test_one_that_starts_when_the_first_was_killed(tmp_path, finished_once, rule
     assert orphans
     first.process.send_signal(signal.SIGKILL)
     before = states(shared)
-    second = Run(two, f"{SAE}/scores.json")
+    second = start(two, SAE)
     second.ends_well()
     first.process.wait()
     finished = {path for path in before if path.suffix == ".json" and is_manifest(path)}
@@ -157,42 +222,62 @@ def test_one_that_starts_when_the_first_was_killed(tmp_path, finished_once, rule
     same_as_alone(shared, finished_once)
 
 
-def jobs_of(folder):
-    """The processes of a checkout's jobs."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if len(words) > 1 and words[1].startswith(f"{folder}/.snakemake/scripts/"):
-            found.append(int(process.name))
-    return found
-
-
 def is_manifest(path):
-    return path.parent.name != "model" and path.name not in ("cfg.json", "zarr.json")
+    others = ("cfg.json", "zarr.json", "spec.json", "study.json", claim_file.NAME)
+    return path.parent.name != "model" and path.name not in others
 
 
-def test_an_orphan_and_its_successor_share_the_work(tmp_path, finished_once):
+@pytest.mark.cluster
+def test_a_run_waits_for_an_orphan_and_takes_what_it_made(tmp_path, start, finished_once):
     """The model's folder, which a job gives its name in one step, is neither lost nor mixed."""
     one, two, shared = checkouts(tmp_path)
-    first = Run(one, "results/tiny/subject.json")
+    first = start(one, "results/tiny/subject.json")
     while not (jobs := list(shared.glob(f"{claims.FOLDER}/job-*/*.json"))):
         assert first.process.poll() is None, first.said
         time.sleep(0.005)
     (orphan,) = jobs_of(one)
     os.kill(orphan, signal.SIGSTOP)
     first.process.kill()
-    second = Run(two, "results/tiny/subject.json")
+    second = start(two, "results/tiny/subject.json")
     second.has_said("streamgauge: waiting for results/tiny/subject.json: job of ")
     assert jobs[0].exists() and f"process {orphan}" in second.said
     os.kill(orphan, signal.SIGCONT)
     second.ends_well()
     first.process.wait()
-    # the orphan has made it, and was not repeated
-    assert second.said.count("hashing the weights") == 0
+    # the orphan has made it, and nothing is left to do
+    assert "Nothing to be done" in second.said
     assert "tiny/model/config.json" in same_as_alone(shared, finished_once)
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        (lambda folder: None, 0),
+        (lambda folder: (folder / "model/config.json").unlink(), 1),
+        (lambda folder: shutil.rmtree(folder / "model"), 1),
+        (lambda folder: (folder / "subject.json").unlink(), 1),
+    ],
+    ids=["whole", "file gone", "folder gone", "no manifest"],
+)
+def test_a_job_waits_for_another_and_takes_what_is_whole(tmp_path, change, again):
+    """An engine may have removed outputs while the other still wrote: then they are made anew."""
+    tiny_models.tiny_llama(tmp_path / "model")
+    outputs = {"manifest": killing.SUBJECT["subject"], "model": killing.SUBJECT["model"]}
+    job = killing.job("subject", {}, outputs, {"subject": "tiny"})
+    killing.finish(tmp_path, job)
+    folder, log = tmp_path / "results/tiny", tmp_path / "log.txt"
+    alone = contents(folder)
+    other = claims.acquire(tmp_path / "results", ["tiny/subject.json"], "job")
+    process = killing.start(tmp_path, job)
+    while "waiting for results/tiny/subject.json: job of " not in log.read_text():
+        assert process.is_alive()
+        time.sleep(0.01)
+    change(folder)
+    other.release()
+    process.join()
+    assert process.exitcode == 0
+    assert contents(folder) == alone and left_over(tmp_path / "results") == []
+    assert log.read_text().count("hashing the weights") == 1 + again
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

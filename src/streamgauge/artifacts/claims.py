@@ -2,7 +2,7 @@
 
 Whoever is about to write leaves a claim, ``results/.runs/{kind}-{32 hex digits}/claim.json``: who
 it is, since when, and which artifacts. A ``run`` is Snakemake with all it will make, a ``job`` one
-artifact; runs wait for runs, jobs for jobs (those of a run that was killed live on).
+artifact. Jobs of a run that was killed live on: runs wait for runs and such jobs, jobs for jobs.
 
 Order is kept by tickets, as at a baker's: with its claim in place, a newcomer takes a number
 above all that it sees, and waits for every overlapping claim with a smaller one, or none yet. No
@@ -131,9 +131,13 @@ class Claim:
         return [
             other
             for other in self._living(slept)
-            if other.kind == self._kind
-            and other.overlaps(self._writes)
-            and (not other.ticket or (other.ticket, other.id) < (self._ticket, self.id))
+            if other.overlaps(self._writes)
+            # a job that overlaps with a run about to plan belongs to none that is alive
+            and (
+                other.kind != self._kind
+                or not other.ticket
+                or (other.ticket, other.id) < (self._ticket, self.id)
+            )
         ]
 
     def _clashes(self, slept: float) -> Iterator[tuple[Other, str]]:
