@@ -1,4 +1,4 @@
-"""Titles and names from configurations, drawn by the real Matplotlib as formulas or as they stand."""
+"""Titles and names from configurations: formulas, or drawn as they stand; with Matplotlib."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_any_text_is_drawn(tmp_path, text):
     score_figures.save(figure, *paths)
     assert all(path.stat().st_size > 1000 for path in paths)
     assert figure.get_suptitle() == text
-    assert text not in GOOD or ax.title.get_parse_math()
+    assert text not in GOOD[:2] or ax.title.get_parse_math()
 
 
 def test_what_is_no_formula_is_drawn_character_by_character(tmp_path):
