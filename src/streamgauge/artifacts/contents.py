@@ -191,6 +191,7 @@ def tensors(path: Path) -> Iterator[str]:
 
     rows, n_values = [], 0
     try:
+        json_file.header(path)
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
             for name in names:
@@ -204,7 +205,7 @@ def tensors(path: Path) -> Iterator[str]:
                     moments.add(values.double().numpy())
                     size = " × ".join(f"{n:,}" for n in shape)
                     rows.append([name, size, part.get_dtype(), *moments.row()])
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise StreamgaugeError(f"not a safetensors file ({error})", where=str(path)) from error
     yield f"{path.name}: {len(names)} tensors, {n_values:,} values"
     yield from grid(["tensor", "shape", "dtype", *Moments.NAMES], rows)

@@ -19,6 +19,7 @@ import pandas as pd
 from streamgauge.base import yaml_file
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.wording import nearest
+from streamgauge.models.encoding import encode
 
 ROLES = ("target", "source")
 _FILE_KEYS = {"languages", "separator", "stop", "examples", "pairs"}
@@ -375,9 +376,7 @@ def _encode(tokenizer, texts: Sequence[str], language: str, path: Path) -> list[
     Compared without white space, which many tokenizers normalise, and in compatibility form, which
     some of them use (a full-width colon may come back as a plain one).
     """
-    encoded = [
-        tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in texts
-    ]
+    encoded = encode(tokenizer, texts)
     lost = Counter()
     for text, ids in zip(texts, encoded, strict=True):
         back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -21,6 +21,7 @@ import numpy as np
 from streamgauge.base import json_file, tables
 from streamgauge.base.errors import StreamgaugeError, out_of_memory
 from streamgauge.base.progress import Progress
+from streamgauge.models.encoding import encode
 
 _LARGEST = 1 << 62  # of what can be a token id at all
 # texts tokenised in one call: few at first, so that a short split reads little more than it needs,
@@ -151,9 +152,7 @@ def _encoded(
     closing = eos if eos is not None else bos
     end = np.array([] if closing is None else [closing], dtype=np.int32)
     texts = [document for _, document in numbered if isinstance(document, str)]
-    encoded = iter(
-        tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else ()
-    )
+    encoded = iter(encode(tokenizer, texts))
     for index, document in numbered:
         ids = np.asarray(next(encoded) if isinstance(document, str) else document, dtype=np.int64)
         outside = (ids < 0) | (ids >= len(tokenizer))

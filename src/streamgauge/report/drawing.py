@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from streamgauge.base.errors import StreamgaugeError
@@ -75,10 +77,24 @@ def settle(of: Figure) -> None:
 
     The layout's solver goes by memory addresses: its last bit is not the same every time.
     """
+    draw_as_they_stand(of)
     of.draw_without_rendering()
     of.set_layout_engine("none")
     for ax in of.axes:
         ax.set_position(np.round(ax.get_position(original=True).bounds, 6))
+
+
+def draw_as_they_stand(of: Figure) -> None:
+    """Let every text that would be a formula, and is none, be drawn character by character."""
+    parser = MathTextParser("path")
+    for ax in of.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.get_ticklabels()  # which gives them their texts
+    for text in (text for text in of.findobj(Text) if "$" in text.get_text()):
+        try:
+            parser.parse(text.get_text())
+        except ValueError:
+            text.set_parse_math(False)
 
 
 def words(title: str, text: str) -> Figure:
