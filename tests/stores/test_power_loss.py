@@ -79,7 +79,6 @@ class Record(NamedTuple):
 
 def record(folder, name, jobs, out):
     """Run jobs in this process and write down what they do."""
-    set_sizes()
     if name.startswith("harvest"):
         shutil.rmtree(folder / killing.LAYER, ignore_errors=True)
     if name == "harvest without links":
@@ -89,7 +88,7 @@ def record(folder, name, jobs, out):
         recorder.steps.append(("removes", i, None))
         for path in job["output"].values():
             remove(folder / path)
-        killing.run(folder, job)
+        killing.run_few(folder, job)
         recorder.look()
         recorder.steps.append(("ended", i, None))
     if name == "adopt":
@@ -101,11 +100,6 @@ def record(folder, name, jobs, out):
 
 def keyed(name):
     return [killing.keyed(job) for job in JOBS[name]]
-
-
-def set_sizes():
-    """Four shards, and a checkpoint after every step."""
-    killing.TOKENS_PER_SHARD, killing.CHECKPOINT_SECONDS = 8192, 0.0
 
 
 def refused(*_, **__):
@@ -250,7 +244,13 @@ def cuts(record, jobs, mixtures, without=None):
         if not at_work:
             continue
         least = disk.least()
+        changes = disk.pending()
         states = [now, least, disk.empty(), *(disk.mixed(draw) for _ in range(mixtures))]
+        # one change that came before the cut, or that came too late
+        for i, change in enumerate(changes):
+            if change[0] in disk.flushed_names:
+                states.append(disk.with_some([change]))
+                states.append(disk.with_some(changes[:i] + changes[i + 1 :]))
         kept = list(faults_of_kept_work(disk, now, least))
         for state in states:
             key = len(outputs), hash(frozenset(state.items()))
@@ -296,13 +296,12 @@ def test_every_flush_is_needed(records):
 
 def again(folder, name, jobs):
     """What a user does after the cut: jobs without all of their outputs are run, each once."""
-    set_sizes()
     for job in jobs:
         outputs = [folder / path for path in job["output"].values()]
         if not all(path.exists() for path in outputs):
             for path in outputs:
                 remove(path)
-            killing.run(folder, job)
+            killing.run_few(folder, job)
     if name == "adopt":
         adopt(folder)
 
