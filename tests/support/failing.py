@@ -88,7 +88,8 @@ def how(code: int, said: str) -> str:
     if "Traceback" in said:
         last = [line for line in said.splitlines() if line and not line.startswith(" ")][-1]
         return f"traceback: {last[:100]}"
-    return "one line" if said.count("error: ") == 1 else "no line"
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    return "one line" if len(lines) == 1 else f"{len(lines)} lines"
 
 
 def attempt(base: Path, job: dict, kind: int, n: int, expected: dict, known: list) -> dict:
