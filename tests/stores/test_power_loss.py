@@ -79,7 +79,6 @@ class Record(NamedTuple):
 
 def record(folder, name, jobs, out):
     """Run jobs in this process and write down what they do."""
-    set_sizes()
     if name.startswith("harvest"):
         shutil.rmtree(folder / killing.LAYER, ignore_errors=True)
     if name == "harvest without links":
@@ -89,7 +88,7 @@ def record(folder, name, jobs, out):
         recorder.steps.append(("removes", i, None))
         for path in job["output"].values():
             remove(folder / path)
-        killing.run(folder, job)
+        killing.run_few(folder, job)
         recorder.look()
         recorder.steps.append(("ended", i, None))
     if name == "adopt":
@@ -101,11 +100,6 @@ def record(folder, name, jobs, out):
 
 def keyed(name):
     return [killing.keyed(job) for job in JOBS[name]]
-
-
-def set_sizes():
-    """Four shards, and a checkpoint after every step."""
-    killing.TOKENS_PER_SHARD, killing.CHECKPOINT_SECONDS = 8192, 0.0
 
 
 def refused(*_, **__):
@@ -244,13 +238,21 @@ def cuts(record, jobs, mixtures, without=None):
             outputs += jobs[inode]["output"].values()
         elif what != "removes" and (what != "flush" or value != without):
             disk.play((what, inode, value))
-        now = disk.now() if 0 in disk.names else {}
+        if not at_work and what != "removes":
+            continue
+        now = disk.now()
         for path, content in now.items():
             seen.setdefault(path, set()).add(content)
         if not at_work:
             continue
         least = disk.least()
+        changes = disk.pending()
         states = [now, least, disk.empty(), *(disk.mixed(draw) for _ in range(mixtures))]
+        # one change that came before the cut, or that came too late
+        for i, change in enumerate(changes if what != "bytes" else ()):
+            if change[0] in disk.flushed_names:
+                states.append(disk.with_some([change]))
+                states.append(disk.with_some(changes[:i] + changes[i + 1 :]))
         kept = list(faults_of_kept_work(disk, now, least))
         for state in states:
             key = len(outputs), hash(frozenset(state.items()))
@@ -282,9 +284,9 @@ def flushes(record):
 def test_every_flush_is_needed(records):
     """Each is left out in turn, wherever it is done."""
     needless = {}
-    for name, record in records.items():
+    for name, record in sorted(records.items(), key=lambda item: len(item[1].steps)):
         for who in flushes(record):
-            found = (bool(found) for _, found in cuts(record, JOBS[name], 3, without=who))
+            found = (bool(found) for _, found in cuts(record, JOBS[name], 0, without=who))
             needless[who] = needless.get(who, True) and not any(found)
     print(sorted(needless))
     assert len(needless) >= 10
@@ -296,13 +298,12 @@ def test_every_flush_is_needed(records):
 
 def again(folder, name, jobs):
     """What a user does after the cut: jobs without all of their outputs are run, each once."""
-    set_sizes()
     for job in jobs:
         outputs = [folder / path for path in job["output"].values()]
         if not all(path.exists() for path in outputs):
             for path in outputs:
                 remove(path)
-            killing.run(folder, job)
+            killing.run_few(folder, job)
     if name == "adopt":
         adopt(folder)
 

@@ -170,6 +170,13 @@ def remove_outputs(folder: Path, job: dict) -> None:
         (folder / path).unlink(missing_ok=True)
 
 
+def run_few(folder: Path, job: dict) -> None:
+    """`run` with stores of four shards, and a checkpoint after every step."""
+    global TOKENS_PER_SHARD, CHECKPOINT_SECONDS
+    TOKENS_PER_SHARD, CHECKPOINT_SECONDS = 8192, 0.0
+    run(folder, job)
+
+
 @functools.cache
 def _spec(stage: str, wildcards: tuple) -> str:
     overlaid = config.load([pipeline.ROOT / "config.yaml"])

@@ -152,21 +152,46 @@ class Disk:
 
         return self._tree(lambda inode: self.names[inode], content)
 
-    def mixed(self, draw: random.Random) -> dict:
-        """What else a cut may leave: for every name and every content one of the two, or torn."""
+    def pending(self) -> list[tuple]:
+        """Changes of names that were not flushed: (folder, {name: inode now, or None}).
 
-        def names(inode):
-            was, now = self.flushed_names.get(inode, {}), self.names[inode]
-            either = {name: (was.get(name), now.get(name)) for name in (was | now)}
-            chosen = {name: draw.choice(pair) for name, pair in sorted(either.items())}
-            return {name: child for name, child in chosen.items() if child is not None}
+        A name each; two where an inode got another name in its folder, which happens at once.
+        """
+        found = []
+        for folder, now in self.names.items():
+            was = self.flushed_names.get(folder, {})
+            changed = {name: now.get(name) for name in was | now if was.get(name) != now.get(name)}
+            renamed = {was[name]: name for name in changed if name in was and name not in now}
+            groups = {}
+            for name, child in changed.items():
+                groups.setdefault(renamed.get(child, name), {})[name] = child
+            found += [(folder, group) for group in groups.values()]
+        return found
+
+    def with_some(self, kept: list[tuple]) -> dict:
+        """What a cut leaves where these changes of `pending` came before it, and no contents."""
+        return self._some(kept, lambda inode: self.flushed_bytes.get(inode, b""))
+
+    def mixed(self, draw: random.Random) -> dict:
+        """What else a cut may leave: some of the changes, contents of any time, or torn."""
 
         def content(inode):
             held, was = self.bytes[inode], self.flushed_bytes.get(inode, b"")
             torn = [held[: len(held) // 2], bytes(len(held)), b""]
             return held if was == held else draw.choice([held, was, *torn])
 
-        return self._tree(names, content)
+        return self._some([change for change in self.pending() if draw.random() < 0.5], content)
+
+    def _some(self, kept: list[tuple], content) -> dict:
+        names = {folder: dict(flushed) for folder, flushed in self.flushed_names.items()}
+        for folder, group in kept:
+            for name, child in group.items():
+                names.setdefault(folder, {})[name] = child
+        names = {
+            folder: {name: child for name, child in held.items() if child is not None}
+            for folder, held in names.items()
+        }
+        return self._tree(lambda inode: names.get(inode, {}), content)
 
     def _tree(self, names, content) -> dict:
         found = {}
