@@ -24,6 +24,7 @@ import power_cut
 from streamgauge.artifacts import manifest
 
 SPECTRA = "results/tiny/prose/spectra"
+CANYON = "results/studies/tiny/figures/pr_canyon"
 MANIFEST = killing.SUBJECT["subject"]
 GROWN = "results/grown/subject.json"
 HARVEST = [killing.part("harvest", "activations", i, 2) for i in (0, 1)]
@@ -54,6 +55,15 @@ JOBS = {
             killing.SOURCE,
             {"manifest": f"{SPECTRA}.json", "store": f"{SPECTRA}.zarr", "table": f"{SPECTRA}.csv"},
             killing.WORDS,
+        )
+    ],
+    # what it draws is written in place, by a library that flushes nothing
+    "figure": [
+        killing.job(
+            "figure_pr_canyon",
+            {"manifest": [f"{SPECTRA}.json"], "tables": [f"{SPECTRA}.csv"], "hooked": []},
+            {"manifest": f"{CANYON}.json", "svg": f"{CANYON}.svg", "png": f"{CANYON}.png"},
+            {"study": "tiny"},
         )
     ],
     "adopt": [],

@@ -104,8 +104,9 @@ def training(objective, tokens) -> dict:
     name = f"topk-x4-k4-t{tokens}-{objective}-seed0"
     inputs = {"activations": f"{LAYER}/activations-train.json"}
     inputs |= {"store": f"{LAYER}/activations-train.zarr"}
-    inputs |= {"probes": f"{LAYER}/probes-train.json"}
-    inputs |= {"probe_store": f"{LAYER}/probes-train.zarr"}
+    if objective == "behavioral":
+        inputs |= {"probes": f"{LAYER}/probes-train.json"}
+        inputs |= {"probe_store": f"{LAYER}/probes-train.zarr"}
     files = {"manifest": "sae.json", "cfg": "cfg.json", "weights": "sae_weights.safetensors"}
     files |= {"history": "training.csv"}
     outputs = {key: f"{LAYER}/sae/{name}/{file}" for key, file in files.items()}
