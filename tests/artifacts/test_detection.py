@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import random
+import re
 import shlex
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import zarr
 import damages
 from streamgauge.artifacts import catalogue, manifest, verify
 from streamgauge.base.paths import CORPUS, LAYER, sae_folder
+from streamgauge.cli import main
 from streamgauge.planning import config
 
 FOREIGN = ["foreign.zarr", "notes.json", "tiny/foreign.csv", "tiny/page.html", "tiny/other.zarr"]
@@ -141,6 +144,34 @@ def test_every_damage_is_put_where_it_is(project, tmp_path):
     damage_everything(project, 2, random.Random(13), tmp_path)
 
 
+@pytest.mark.cluster
+def test_every_one_of_many_damages_is(project, tmp_path):
+    damage_everything(project, 20, random.Random(14), tmp_path)
+
+
+@pytest.mark.cluster
+def test_every_one_of_many_damages_of_the_crosslingual_suite_is(crosslingual_once, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(crosslingual_once, folder, symlinks=True)
+    leave_foreign_files(folder / "results")
+    with contextlib.chdir(folder):
+        damage_everything(folder, 20, random.Random(15), tmp_path)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_nobody_is_told_to_remove_what_is_not_ours(project, capsys, name):
+    """Neither whole nor damaged."""
+    path = Path("results") / name
+    parts = [file for file in [path, *path.rglob("*")] if file.is_file()]
+    for spoil in (False, True):
+        for file in parts if spoil else []:
+            file.write_bytes(file.read_bytes()[:-5])
+        main.main(["inspect", str(path)])
+        said = "".join(capsys.readouterr())
+        assert said and not re.search(r"\brm\b|[Dd]elete|[Rr]emove", said), said
+    assert verified(project) == (True, [])
+
+
 # --- what was made from what nobody vouches for ---------------------------------------------------
 WEIGHTS = Path(
     LAYER.format(subject="tiny", corpus="prose", ell="01"),
@@ -227,7 +258,8 @@ def test_what_nobody_vouches_for_is_made_again_as_a_set(study, how):
     sets = [line for line in lines if line.startswith("Remedy for what")]
     assert len(sets) == bool(tainted)
     # of one artifact `verify` says what it says of it among all
-    for path in catalogue.find(Path("results")):
+    some = random.Random(how).sample(list(catalogue.find(Path("results"))), 8)
+    for path in [*some, *sorted(tainted)[:4]]:
         alone, lines = verified(study, [path])
         accused, removed, made = named(lines)
         assert alone == (path not in damaged | tainted) and accused == (set() if alone else {path})

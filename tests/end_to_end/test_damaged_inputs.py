@@ -19,7 +19,6 @@ from streamgauge.artifacts.worker import Worker
 from streamgauge.base.paths import LAYER, SUBJECT, sae_folder
 from streamgauge.planning import config
 
-CROSS = pipeline.ROOT / "studies/cross_lingual_planted.yaml"
 L01 = Path(LAYER.format(subject="tiny", corpus="prose", ell="01"))
 MODEL = Path(SUBJECT.format(subject="tiny")) / "model"
 K2, K4 = (
@@ -136,7 +135,7 @@ def test_nothing_damaged_is_laundered(project, damage, named, maker):
 # --- the workflow as it is planned ---------------------------------------------------------------
 def everything():
     """An overlay with a job of every stage of the registry."""
-    base, cross = dict(pipeline.STUDY), yaml.safe_load(CROSS.read_text())
+    base, cross = dict(pipeline.STUDY), yaml.safe_load(pipeline.PLANTED.read_text())
     grid = base["grid"] | {
         "subjects": ["tiny", "scratch"],
         "layers": {"tiny": [1, 2], "scratch": [1]},
@@ -190,8 +189,14 @@ def test_a_rule_writes_what_the_registry_says(planned):
 # --- every job and every input -------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def worker(project, tmp_path_factory):
+    with warm_worker(tmp_path_factory.mktemp("imports")) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def warm_worker(folder):
     """Runs scripts of the workflow; what they import is there already."""
-    imports = tmp_path_factory.mktemp("imports") / "imports.py"
+    imports = folder / "imports.py"
     lines = {
         line
         for script in (pipeline.ROOT / "workflow/scripts").glob("*.py")
@@ -333,3 +338,11 @@ def every_input(jobs, rng):
 @pytest.mark.cluster
 def test_every_job_refuses_every_damaged_input(project, worker, tmp_path):
     every_input(Jobs(project, worker, tmp_path, "all"), random.Random(132))
+
+
+@pytest.mark.cluster
+def test_every_job_of_the_crosslingual_suite_does(crosslingual_once, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(crosslingual_once, folder, symlinks=True)
+    with contextlib.chdir(folder), warm_worker(tmp_path) as worker:
+        every_input(Jobs(folder, worker, tmp_path, "crosslingual"), random.Random(133))
