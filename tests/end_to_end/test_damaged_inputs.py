@@ -81,7 +81,7 @@ def launder(project, damage, named, maker):
     first = pipeline.snakemake(project, *asked, check=False)
     lines, commands = remedies(first.stdout)
     assert first.returncode and "Traceback" not in first.stdout, first.stdout
-    assert any(f"{named}: " in x and f"rule {maker} made it" in x for x in lines), first.stdout
+    assert any(f"{named}: " in x and f"rule {maker} " in x for x in lines), first.stdout
     assert f"rm -f {named}" in commands
     # of what is there nothing has changed: no number has come out of it
     after = pipeline.digests(project)
@@ -266,11 +266,17 @@ class Jobs:
         if len(errors) != 1 or made:
             return "refused", f"{len(errors)} lines, {made} made"
         if damage.how == "delete" and damage.file in damage.owners:
-            remedies = [f"{damage.file}: no such manifest. Run snakemake to make it."]
+            remedies = ["Run snakemake to make it."]
         else:
-            remedies = [f"rm {flag} {own}" for own in damage.owners for flag in ("-f", "-rf")]
+            in_the_way = damage.how == "folder" and any(
+                damage.file.parent == own.parent for own in damage.owners
+            )
+            flags = ["-rf"] if in_the_way else ["-f", "-rf"]
+            remedies = [f"rm {flag} {own}" for own in damage.owners for flag in flags]
+        if not any(f"{own}" in errors[0] for own in damage.owners):
+            return "refused", "another artifact is named"
         if not any(remedy in errors[0] for remedy in remedies):
-            return "refused", "another artifact is named, or no remedy"
+            return "refused", "no remedy, or not the right one"
         return "refused", ""
 
     def _parts(self, job, into):
