@@ -106,13 +106,15 @@ def rounds(files, each, rng):
         drawn += [damages.draw(kind, how, rng.choice(members), members, rng) for how in some]
     rng.shuffle(drawn)
     while drawn:
-        taken, owners = [], set()
+        taken, later, owners = [], [], set()
         for one in drawn:
-            if not owners & one.owners:
+            if owners & one.owners:
+                later.append(one)
+            else:
                 taken.append(one)
                 owners |= one.owners
         yield taken
-        drawn = [one for one in drawn if one not in taken]
+        drawn = later
 
 
 def damage_everything(folder, each, rng, aside):
