@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from filelock import FileLock
 from hypothesis import settings
 
@@ -49,15 +50,27 @@ def finished_once(tmp_path_factory, worker_id):
 
     Read it, or take a copy (`finished`); never change it.
     """
+    return _once(tmp_path_factory, worker_id, "finished", pipeline.STUDY)
+
+
+@pytest.fixture(scope="session")
+def crosslingual_once(tmp_path_factory, worker_id):
+    """The shipped cross-lingual study of both planted models, likewise."""
+    study = yaml.safe_load(pipeline.PLANTED.read_text())
+    return _once(tmp_path_factory, worker_id, "crosslingual", study, "crosslingual")
+
+
+def _once(tmp_path_factory, worker_id, name, study, *targets):
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
-    folder = shared / "finished"
-    with FileLock(shared / "finished.lock"):
+    folder = shared / name
+    with FileLock(shared / f"{name}.lock"):
         if not (folder / "done").exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             pipeline.create(folder)
-            (folder / "done").write_text(pipeline.snakemake(folder).stdout)
+            pipeline.write(folder, study)
+            (folder / "done").write_text(pipeline.snakemake(folder, *targets).stdout)
     return folder
 
 

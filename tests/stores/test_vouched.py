@@ -68,8 +68,9 @@ def refused(folder, name, read):
     with pytest.raises(StreamgaugeError) as caught:
         read()
     text = str(caught.value)
-    own = shlex.quote(str(folder / f"{name}.json"))
-    assert "\n" not in text and f"rm -f {own}, then run snakemake again" in text, text
+    own = folder / f"{name}.json"
+    remove = shlex.join(["rm", "-rf" if own.is_dir() else "-f", str(own)])
+    assert "\n" not in text and f"{remove}, then run snakemake again" in text, text
     return text
 
 
@@ -140,6 +141,15 @@ def test_a_file_that_the_manifest_does_not_know_is_refused(described, name, tmp_
     refused(tmp_path, name, lambda: Store(tmp_path / path.name).read(store.names[0]))
 
 
+@pytest.mark.parametrize("name", STORES)
+def test_a_link_among_the_files_has_the_remedy_of_the_store(described, name, tmp_path):
+    path, rng = described / f"{name}.zarr", random.Random(name)
+    for file in (path / "zarr.json", files(Store(path), Store(path).names[0])[0]):
+        found = (file, path)
+        with damages.done(damages.draw("file", "link", found, [found], rng), rng, tmp_path):
+            refused(described, name, lambda: Store(path).read(Store(path).names[0]))
+
+
 @pytest.mark.parametrize("how", ["flip", "truncate", "zero", "append", "folder"])
 def test_a_damaged_manifest_is_refused(described, tmp_path, how):
     path, rng = described / "probes.json", random.Random(how)
@@ -153,8 +163,17 @@ def test_a_foreign_note_beside_a_foreign_store_is_nothing_to_us(tmp_path):
     group = zarr.create_group(tmp_path / "theirs.zarr")
     group.create_array("x", data=np.arange(6.0), compressors=None)
     zarr.consolidate_metadata(group.store)
-    for note in ('{"n": 3}', "[1, 2]", "3", '{"n": 1,\n"n": 2}'):
+    for note in ('{"n": 3}', "[1, 2]", "3", '{"n": 1,\n"n": 2}', '{"files": {"a": 1}}'):
         (tmp_path / "theirs.json").write_text(note)
         np.testing.assert_array_equal(Store(tmp_path / "theirs.zarr").read("x"), np.arange(6.0))
+        # nor when their store is damaged, or not one that is read here
+        file = tmp_path / "theirs.zarr/zarr.json"
+        kept = file.read_bytes()
+        for spoilt in (b"{}", kept.replace(b"regular", b"peculiar")):
+            file.write_bytes(spoilt)
+            with pytest.raises(StreamgaugeError) as caught:
+                Store(tmp_path / "theirs.zarr")
+            assert "rm -" not in str(caught.value)
+        file.write_bytes(kept)
     os.remove(tmp_path / "theirs.json")
     np.testing.assert_array_equal(Store(tmp_path / "theirs.zarr").read("x"), np.arange(6.0))

@@ -13,6 +13,8 @@ import yaml
 import tiny_models
 
 ROOT = Path(__file__).resolve().parents[2]
+# a cross-lingual study of two models whose answers are known
+PLANTED = ROOT / "studies/cross_lingual_planted.yaml"
 
 # two layers, two sparsities: every stage and every kind of fan-out, in seconds
 STUDY = {

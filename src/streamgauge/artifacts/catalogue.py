@@ -93,6 +93,15 @@ def at_manifest(path: str | Path) -> bool:
     return any(_patterns()[0].fullmatch(part) for part in _below_results(path))
 
 
+def makers(path: str | Path) -> list[str]:
+    """The stages that write a manifest at a path below results."""
+    return [
+        name
+        for name, stage in STAGES.items()
+        if any(re.fullmatch(_pattern(stage.path, named=False), x) for x in _below_results(path))
+    ]
+
+
 def _owned(path: Path) -> Path | None:
     """The manifest of the artifact that a file or folder belongs to by its name."""
     for part in _below_results(path):

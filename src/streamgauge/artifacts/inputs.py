@@ -37,7 +37,7 @@ def check(paths: Iterable[str | Path], threads: int = 1) -> Seen:
     manifests = [path for path in paths if catalogue.at_manifest(path)]
     expected: dict[Path, tuple[str, Path]] = {}  # file -> its digest, the manifest that has it
     for path in manifests:
-        for name, digest in catalogue.read(path)["files"].items():
+        for name, digest in _read(path)["files"].items():
             expected[path.parent / name] = digest, path
     files = dict(item for path in paths for item in _files(path, expected))
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -77,6 +77,15 @@ def damaged(path: Path, problem: str) -> StreamgaugeError:
         where=str(path),
         remedy=remade(path, *catalogue.misshapen(path)),
     )
+
+
+def _read(path: Path) -> dict:
+    """A manifest; of one that says nothing any more, its path says who made it."""
+    try:
+        return catalogue.read(path)
+    except StreamgaugeError as error:
+        made = f"{error.problem}; rule {' or '.join(catalogue.makers(path))} makes it"
+        raise StreamgaugeError(made, where=str(path), remedy=error.remedy) from None
 
 
 def _files(path: Path, expected: dict) -> Iterator[tuple[Path, Path]]:

@@ -1,6 +1,7 @@
 """Words for messages: paths of keys, values, sizes, near misses, and many faults in one error."""
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -72,5 +73,6 @@ def remade(manifest: object, *more: object) -> str:
     Args:
         manifest: its path; `more`: what else lies in the way.
     """
-    remove = shlex.join(["rm", "-rf" if more else "-f", str(manifest), *map(str, more)])
+    flag = "-rf" if more or os.path.isdir(str(manifest)) else "-f"
+    remove = shlex.join(["rm", flag, str(manifest), *map(str, more)])
     return f"Make it anew: {remove}, then run snakemake again; all else stays."

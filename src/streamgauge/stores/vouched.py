@@ -133,7 +133,9 @@ def _foreign(path: Path) -> bool:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return not (isinstance(found, dict) and found.keys() & {FILES, "spec", "digest"})
+    # damage that leaves it JSON leaves most keys
+    ours = {FILES, "spec", "inputs", "facts", "digest"}
+    return not (isinstance(found, dict) and len(found.keys() & ours) > 2)
 
 
 def _sha256(path: Path) -> str:

@@ -198,7 +198,7 @@ class Store:
     def __init__(self, path: Path | str, writable: bool = False):
         self.path = Path(path)
         try:
-            zarr_trust.check(self.path)
+            self._check()
             self._group = zarr.open_group(self.path, mode="r+" if writable else "r", zarr_format=3)
             self.names = sorted(self._group.metadata.consolidated_metadata.metadata)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -213,6 +213,16 @@ class Store:
             )
         self._arrays = {}
         self.attributes = dict(self._group.attrs)
+
+    def _check(self) -> None:
+        try:
+            zarr_trust.check(self.path)
+        except StreamgaugeError as error:
+            if _ours(self.path):
+                error = StreamgaugeError(
+                    error.problem, where=str(self.path), remedy=_remake(self.path)
+                )
+            raise error from None
 
     def array(self, name: str) -> zarr.Array:
         """The Zarr array `name`, whose reads are unchecked (see `read`)."""
@@ -386,5 +396,12 @@ def _replace(path: Path, data) -> None:
 def _remake(path: Path) -> str:
     if is_scratch(path):
         return "Delete that directory and run again."
-    manifest = vouched.manifest_of(path)
-    return remade(manifest) if manifest.exists() else _NO_MANIFEST
+    return remade(vouched.manifest_of(path)) if _ours(path) else _NO_MANIFEST
+
+
+def _ours(path: Path) -> bool:
+    """Whether a manifest lies beside a store, damaged or not."""
+    try:
+        return vouched.of(path) is not None
+    except StreamgaugeError:
+        return True
