@@ -15,7 +15,7 @@ from snakemake.iocontainers import InputFiles, OutputFiles, Wildcards
 
 import pipeline
 import tiny_models
-from streamgauge.artifacts import keys
+from streamgauge.artifacts import claims, keys
 from streamgauge.artifacts.stages import STAGES
 from streamgauge.planning import config
 from streamgauge.sae import train
@@ -210,5 +210,6 @@ def run(folder: Path, job: dict, small: bool = True) -> None:
     if small:
         shards.TOKENS_PER_SHARD, shards.TOKENS_PER_CHUNK = TOKENS_PER_SHARD, TOKENS_PER_SHARD // 2
         train.train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+        claims.QUIET = 0.3  # what a cut leaves half written is not waited for long
     script = pipeline.ROOT / "workflow/scripts" / job["script"]
     runpy.run_path(str(script), {"snakemake": snakemake})

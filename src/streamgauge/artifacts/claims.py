@@ -242,7 +242,7 @@ def acquire(
     say: Callable[[str], None] | None = None,
     *,
     beat: float = BEAT,
-    quiet: float = QUIET,
+    quiet: float | None = None,
 ) -> Claim:
     """Claim artifacts, once nobody else holds one of them.
 
@@ -252,7 +252,7 @@ def acquire(
         kind: ``run`` or ``job``.
         say: takes a line about who is waited for, now and then; stderr by default.
         beat: seconds between two signs of life.
-        quiet: seconds without one after which a process on another machine counts as dead, and so
+        quiet: seconds without one (`QUIET`) after which a process on another machine counts as dead, and so
             does a claim that cannot be read.
 
     Returns:
@@ -261,7 +261,7 @@ def acquire(
     Raises:
         StreamgaugeError: `results` cannot be written.
     """
-    claim = Claim(results, kind, writes, beat, quiet)
+    claim = Claim(results, kind, writes, beat, QUIET if quiet is None else quiet)
     try:
         claim._enter(say or _to_stderr)
     except BaseException:

@@ -37,6 +37,7 @@ class Job:
         spec: the key of the artifact, see `keys.spec`.
         stage: its stage.
         device: what a model is asked to run on.
+        seen: files of its inputs, see `inputs.unchanged`.
         sample: None; or, where `adopt` asks for a part of the work, how many ``steps`` of a
             training, and of passes over sequences their first batch.
     """
@@ -48,7 +49,7 @@ class Job:
         self.device = getattr(snakemake.resources, "device", "cpu")
         self.sample = sample
         named = (paths for _, paths in self.source.items())
-        self._seen = inputs.check(_flat(named), getattr(snakemake, "threads", 1))
+        self.seen = inputs.check(_flat(named), getattr(snakemake, "threads", 1))
 
     def settings(self, block: str) -> Any:
         """The block of the configuration named `block`, as the key holds it.
@@ -94,7 +95,7 @@ class Job:
             made_from: names of the inputs that are manifests.
             facts: see `manifest.write`.
         """
-        inputs.unchanged(self._seen)
+        inputs.unchanged(self.seen)
         made = [getattr(self.out, name) for name in files]
         manifest.write(self.out.manifest, self.spec, made, self._paths(made_from), facts)
 
@@ -125,6 +126,7 @@ def part_of(job: Job, *made_from: str) -> Iterator[tuple[Path, tuple[int, int]]]
     store = receipt.name.removeprefix(".").rsplit(".part-", 1)[0]
     scratch = unfinished.scratch(receipt.with_name(f"{store}.zarr"), job.identity(*made_from))
     yield scratch, part
+    inputs.unchanged(job.seen)
     receipts.leave(receipt, scratch, part)
 
 
