@@ -252,8 +252,8 @@ def acquire(
         kind: ``run`` or ``job``.
         say: takes a line about who is waited for, now and then; stderr by default.
         beat: seconds between two signs of life.
-        quiet: seconds without one (`QUIET`) after which a process on another machine counts as dead, and so
-            does a claim that cannot be read.
+        quiet: seconds without one after which a process on another machine counts as dead, and so
+            does a claim that cannot be read (`QUIET`).
 
     Returns:
         The claim; released when the process ends, if not before.
