@@ -45,6 +45,11 @@ SECTIONS = {
         "Value and gradient of one step of a fit over 40 pairs, one thread, against loops over the "
         "pairs. Target: at least 5 times the plain loop.",
     ),
+    "verification": (
+        "Comparing what is read",
+        "What a job pays for holding its inputs against their manifests: a store streamed with and "
+        "without one, a model hashed beside loading and running it. Target: at most 2 %.",
+    ),
     "dry_run": (
         "Dry run with nothing to do",
         "Wall time of `snakemake --dry-run` for a finished study. Target: at most 10 s for 500 "
@@ -53,7 +58,7 @@ SECTIONS = {
 }
 
 # benchmarks of a real model, given by --model
-WITH_MODEL = ("harvest", "probes")
+WITH_MODEL = ("harvest", "probes", "verification")
 
 REMARKS = "## Reading these numbers\n"
 
