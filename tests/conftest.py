@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -20,6 +21,10 @@ settings.load_profile("repeatable")
 # a process that may not keep byte code compiles every library anew: most of a small job's time
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# started in the background, a shell has this process and all below it ignore interrupts
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # files whose studies take minutes: first, so that no worker is left alone with one at the end,
 # and in an order in which nobody waits for the study that the first of them makes

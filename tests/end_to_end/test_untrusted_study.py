@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 
 import pytest
 
@@ -14,7 +15,7 @@ import saved_sae
 from html_page import Page
 from pipeline import ROOT
 from streamgauge.artifacts import look, manifest, verify
-from streamgauge.base import yaml_file
+from streamgauge.base import sealed, yaml_file
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.cli import audit, main
 from streamgauge.crosslingual import patching, prompts
@@ -245,9 +246,9 @@ def test_a_pipe_among_the_artifacts_holds_nothing_up(artifact, capsys):
     os.mkfifo(artifact.parent / "grid.json")  # read, it would never end
     os.mkfifo(artifact.parent / "notes.json")
     record["inputs"] = {"notes.json": "0" * 64}
-    artifact.write_text(json.dumps(record))
+    artifact.write_text(sealed.text(record))
     status, said = run(capsys, "verify", artifact.parent)
-    assert status == 1 and "notes.json is missing or unreadable" in said
+    assert status == 1 and re.search(r"notes\.json: .*no regular file", said)
     run(capsys, "inspect", artifact.parent)
 
 

@@ -14,6 +14,7 @@ import torch
 import tiny_models
 from pipeline import prose, tree_digest
 from streamgauge.artifacts import manifest
+from streamgauge.artifacts.job import Names
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.models import corpora, pretraining, subjects
 
@@ -287,9 +288,9 @@ def test_the_script_leaves_a_model_and_its_manifest(corpus, tmp_path):
     folder = tmp_path / "neox-16"
     job = SimpleNamespace(
         params=SimpleNamespace(spec=spec),
-        input=SimpleNamespace(),
-        wildcards=SimpleNamespace(),
-        output=SimpleNamespace(manifest=folder / "subject.json", model=folder / "model"),
+        input=Names(),
+        wildcards=Names(),
+        output=Names(manifest=folder / "subject.json", model=folder / "model"),
         resources=SimpleNamespace(device="cpu"),
         log=[tmp_path / "log"],
         threads=1,

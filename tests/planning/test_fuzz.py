@@ -15,6 +15,7 @@ import config_fuzz as fuzz
 import pipeline
 from streamgauge.artifacts import keys
 from streamgauge.artifacts.stages import STAGES
+from streamgauge.base import sealed
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.paths import sae_folder
 from streamgauge.base.wording import named, shown
@@ -388,7 +389,7 @@ def test_a_manifest_that_tells_no_shape_is_refused(tmp_path, facts):
         facts = {"n_layers": 2, "vocab_size": 9, **facts}
     (tmp_path / "m").mkdir()
     record = {"spec": {}, "files": {}, "inputs": {}, "digest": "", "facts": facts}
-    (tmp_path / "m/subject.json").write_text(json.dumps(record))
+    (tmp_path / "m/subject.json").write_text(sealed.text(record | {"checksums": {}}))
     with pytest.raises(
         StreamgaugeError, match=r"subject\.json: says no shape.*Remove .*subject\.json"
     ):
@@ -452,7 +453,7 @@ def test_a_damaged_subject_is_named_by_snakemake(folder):
     path = folder / "results/smollm2-135m/subject.json"
     path.parent.mkdir(parents=True)
     record = {"spec": {}, "files": {}, "inputs": {}, "digest": "", "facts": 5}
-    path.write_text(json.dumps(record))
+    path.write_text(sealed.text(record | {"checksums": {}}))
     done = pipeline.snakemake(folder, "--dry-run", check=False)
     shutil.rmtree(path.parent)
     assert done.returncode != 0 and "Traceback" not in done.stdout

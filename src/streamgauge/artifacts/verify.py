@@ -230,7 +230,12 @@ def verify(
     everything = taint(
         {path: check(path, root, config, megabytes.tick, contents=whole[path]) for path in whole}
     )
-    found = {path: one for path, one in everything.items() if path in sizes or path not in whole}
+    # and of what they were made from, what no other call would name
+    found = {
+        path: one
+        for path, one in everything.items()
+        if path in sizes or path not in whole or (one.damaged and not catalogue.at_manifest(path))
+    }
     for path, one in found.items():
         if not one.described:
             say(f"{path}: {UNDESCRIBED}; its files were checked, its spec was not")

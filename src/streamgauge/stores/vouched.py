@@ -127,6 +127,21 @@ def of(store: Path) -> Vouched | None:
     return Vouched(store, record) if isinstance(record.get(FILES), dict) else None
 
 
+def has_manifest(store: Path) -> bool:
+    """Whether a manifest lies beside a store, damaged or not."""
+    try:
+        return of(store) is not None
+    except StreamgaugeError:
+        return True
+
+
+def remedy(store: Path) -> str:
+    """What to do about a damaged store."""
+    if has_manifest(store):
+        return remade(manifest_of(store))
+    return "It has no manifest: make it again, or get it anew from where it was made."
+
+
 def _foreign(path: Path) -> bool:
     """Whether a file is JSON of something else."""
     try:

@@ -27,11 +27,9 @@ from zarr.storage import MemoryStore
 
 from streamgauge.base import whole_file
 from streamgauge.base.errors import StreamgaugeError
-from streamgauge.base.wording import remade
 from streamgauge.stores import vouched, zarr_trust
 from streamgauge.stores.unfinished import SPEC, is_scratch, remove_siblings, writing
 
-_NO_MANIFEST = "It has no manifest: make it again, or get it anew from where it was made."
 _OTHER = "not what its manifest describes: damaged, or of another store"
 _BFLOAT16 = {
     "stored_as": "bfloat16",
@@ -218,11 +216,10 @@ class Store:
         try:
             zarr_trust.check(self.path)
         except StreamgaugeError as error:
-            if _ours(self.path):
-                error = StreamgaugeError(
-                    error.problem, where=str(self.path), remedy=_remake(self.path)
-                )
-            raise error from None
+            own = vouched.has_manifest(self.path) and _remake(self.path)
+            raise StreamgaugeError(
+                error.problem, where=str(self.path), remedy=own or error.remedy
+            ) from None
 
     def array(self, name: str) -> zarr.Array:
         """The Zarr array `name`, whose reads are unchecked (see `read`)."""
@@ -394,14 +391,4 @@ def _replace(path: Path, data) -> None:
 
 
 def _remake(path: Path) -> str:
-    if is_scratch(path):
-        return "Delete that directory and run again."
-    return remade(vouched.manifest_of(path)) if _ours(path) else _NO_MANIFEST
-
-
-def _ours(path: Path) -> bool:
-    """Whether a manifest lies beside a store, damaged or not."""
-    try:
-        return vouched.of(path) is not None
-    except StreamgaugeError:
-        return True
+    return "Delete that directory and run again." if is_scratch(path) else vouched.remedy(path)
