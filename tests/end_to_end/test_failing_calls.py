@@ -1,6 +1,6 @@
 """The n-th write, name or allocation of a job fails, for every n: nothing is damaged by it.
 
-Of allocations, which are thousands, 150 a job: others where STREAMGAUGE_SEED is set, and all of
+Of allocations, which are thousands, 40 a job: others where STREAMGAUGE_SEED is set, and all of
 them where STREAMGAUGE_TRIES is 0.
 
 Either the job ends well, or it says that it has not; what lies under a final name is whole; and the
@@ -67,7 +67,7 @@ def bases(tmp_path_factory):
 def test_whichever_call_fails_nothing_is_damaged(preloaded, bases, name, kind):
     job = json.dumps(killing.keyed(JOBS[name]))
     number = {"files": failing.FILES, "memory": failing.MEMORY}[kind]
-    tries = "0" if kind == "files" else os.environ.get("STREAMGAUGE_TRIES", "150")
+    tries = "0" if kind == "files" else os.environ.get("STREAMGAUGE_TRIES", "40")
     seed = os.environ.get("STREAMGAUGE_SEED", "0")
     done = subprocess.run(
         [sys.executable, failing.__file__, bases[name], job, str(number), tries, seed],

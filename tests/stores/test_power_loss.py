@@ -364,5 +364,5 @@ def test_after_a_cut_the_jobs_end_in_the_same_bytes(records, study, tmp_path, na
 @pytest.mark.parametrize("name", JOBS)
 def test_after_every_cut_the_jobs_end_in_the_same_bytes(records, study, tmp_path, name):
     states = [state for state, _ in cuts(records[name], JOBS[name], mixtures=2)]
-    for i, state in enumerate(some(states, 40)):
+    for i, state in enumerate(some(states, 12)):
         assert_made_again(state, records[name].final, study, name, tmp_path / str(i))
