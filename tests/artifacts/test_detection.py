@@ -105,6 +105,10 @@ def rounds(files, each, rng):
         some = rng.sample(damages.KINDS * -(-each // len(damages.KINDS)), each)
         drawn += [damages.draw(kind, how, rng.choice(members), members, rng) for how in some]
     rng.shuffle(drawn)
+    # one without files that is gone is known only by what was made from it, which has to be sound
+    alone = [one for one in drawn if one.how == "delete" and one.file.name == "scores.json"]
+    yield from ([one] for one in alone)
+    drawn = [one for one in drawn if one not in alone]
     while drawn:
         taken, later, owners = [], [], set()
         for one in drawn:
