@@ -17,7 +17,7 @@ from streamgauge.artifacts.stages import STAGES
 
 pytestmark = pytest.mark.cluster
 
-KILLS = int(os.environ.get("STREAMGAUGE_KILLS", "3"))  # of every kind of job
+KILLS = int(os.environ.get("STREAMGAUGE_KILLS", "4"))  # of every kind of job
 # what an SAE that somebody else trained is made of
 IMPORTED = {"import_sae", "audit"}
 
