@@ -125,7 +125,7 @@ def test_nothing_damaged_is_laundered(project, damage, named, maker):
     before = launder(project, damage, named, maker)
     for _ in range(2):  # what no job has read is found by `verify`
         well, said = all_is_well(project)
-        for line in said[:-1]:
+        for line in [x for x in said if x.startswith("Remedy for")] or said[:-1]:
             done = pipeline.shell(project, line.partition("emedy: ")[2] or "true")
             assert done.returncode == 0, done.stdout
     assert well, said

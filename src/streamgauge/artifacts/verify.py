@@ -244,6 +244,9 @@ def verify(
             say(f"{path}: {problem}. Remedy: {_remedy([path], flags)}")
         for problem in _few(one.tainted):
             say(f"{path}: {problem}")
+    damaged = [path for path, one in found.items() if one.damaged]
+    if damaged[1:]:  # each by itself, one may need another that is damaged too
+        say(f"Remedy for all that is damaged: {_remedy(sorted(damaged), flags)}")
     again = [path for path, one in everything.items() if one.tainted]
     if again:
         # what they were made from comes first where it is damaged: its own line says so too
