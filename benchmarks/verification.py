@@ -17,6 +17,7 @@ import numpy as np
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from streamgauge.artifacts import manifest
+from streamgauge.base import sealed
 from streamgauge.models import subjects
 from streamgauge.stores import layer_stores
 
@@ -88,7 +89,7 @@ def main() -> None:
         for _ in range(10 * options.rounds):  # a tenth of a second each
             reads.append((seconds(stream, loose), seconds(stream, kept)))
         for _ in range(options.rounds):
-            hashing = seconds(lambda: [manifest.sha256(f) for _, f in manifest.files(model)])
+            hashing = seconds(lambda: [sealed.sha256(f) for _, f in manifest.files(model)])
             loads.append((hashing, seconds(run, model)))
         model.with_name(f"{model.name}.json").unlink()
     ratio = statistics.median(after / before for before, after in reads)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from streamgauge.artifacts import catalogue, manifest
 from streamgauge.artifacts.stages import STAGES
+from streamgauge.base import sealed
 from streamgauge.base.errors import StreamgaugeError
 from streamgauge.base.wording import remade
 
@@ -104,7 +105,7 @@ def _problem(file: Path, expected: dict) -> str:
         return "does not belong to it"
     if not file.is_file():
         return "is missing"
-    if manifest.sha256(file) != expected[file][0]:
+    if sealed.sha256(file) != expected[file][0]:
         return "has changed since it was written"
     return ""
 

@@ -73,7 +73,7 @@ def write(
         found = [(named + name.removeprefix(was), x) for name, x in _walk(path.parent, [now])]
         members += [file for _, file in found]
         _share(file for _, file in found)
-        hashes |= {name: sha256(file) for name, file in found}
+        hashes |= {name: sealed.sha256(file) for name, file in found}
         if top.suffix == ".zarr":
             checksums |= {f"{named}/{name}": x for name, x in vouched.checksums(now).items()}
     facts = dict(facts or {})
@@ -229,7 +229,7 @@ def changed(
         elif present[name].is_symlink() and name.split("/")[0] not in LINKED:
             found.append(f"{name} is a link, which was a file when it was written")
         elif contents:
-            if sha256(present[name]) != recorded[name]:
+            if sealed.sha256(present[name]) != recorded[name]:
                 found.append(f"{name} has changed since it was written")
             if tick:
                 tick(present[name].stat().st_size)
@@ -270,12 +270,6 @@ def _share(files: Iterable[Path]) -> None:
         own = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
         if own and found.st_mode & 0o777 != 0o666 & ~umask:
             file.chmod(0o666 & ~umask)
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file as a manifest holds it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(files: Mapping[str, str], facts: Mapping[str, Any]) -> str:

@@ -72,6 +72,12 @@ def decoded(data: bytes) -> dict[str, Any]:
     raise ValueError("its seal does not fit its content")
 
 
+def sha256(path: Path) -> str:
+    """The digest of a file, as records hold it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _text(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
 

@@ -97,7 +97,7 @@ class Vouched:
                 n_chunks = self._n_chunks.get(name.split("/")[0], 0)
                 same = _of(file, n_chunks) == self._checksums[name]
             else:
-                same = name in self._files and _sha256(file) == self._files[name]
+                same = name in self._files and sealed.sha256(file) == self._files[name]
             if not same:
                 return False
             self._good.add(file)
@@ -151,8 +151,3 @@ def _foreign(path: Path) -> bool:
     # damage that leaves it JSON leaves most keys
     ours = {FILES, "spec", "inputs", "facts", "digest"}
     return not (isinstance(found, dict) and len(found.keys() & ours) > 2)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
